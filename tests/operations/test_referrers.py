@@ -82,7 +82,7 @@ def put_past_us(replica: Any, body: bytes, tag: str | None = None, media_type: s
 
 
 async def test_what_was_pushed_is_listed_at_once_and_under_the_fallback_tag(setting: Bench) -> None:
-    """With the type and annotations that the specification derives; for images and indexes; filtered by type."""
+    """Each entry has the type and annotations that the specification derives, for images and indexes; filters work."""
     bodies = {
         "own": (artifact("1"), OCI_MANIFEST, "application/vnd.example.sbom"),
         "of its config": (artifact("2", artifactType=None), OCI_MANIFEST, "application/vnd.oci.empty.v1+json"),

@@ -1,4 +1,4 @@
-"""Filling before anybody asks, by the running product: with a real registry, and by command."""
+"""The running product fills its cache ahead of requests: with a real registry, and by command."""
 
 import json
 
@@ -11,14 +11,14 @@ REPOSITORY = "team/app"
 
 
 def is_cached(proxy: Proxy, digest: str) -> bool:
-    """Tell whether a blob lies in the proxy's cache, whole."""
+    """Tell whether the proxy's cache holds a blob, whole."""
     with proxy.admin() as admin:
         blobs = admin.get("/cache/blobs", params={"limit": 1000}).json()["items"]
     return digest in {blob["digest"] for blob in blobs}
 
 
 def test_the_first_blob_of_a_pull_brings_the_others(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """With `cache.prefetch`: GET manifest, HEADs, nothing; GET of one blob: all are fetched, once each."""
+    """With `cache.prefetch` a GET of the manifest and HEADs fetch nothing; a GET of one blob fetches all, once each."""
     registry = start_registry()
     proxy = start_proxy([registry], {"cache": {"prefetch": True}})
     user = proxy.add_user("ann", pull=["team/**"])
@@ -38,7 +38,7 @@ def test_the_first_blob_of_a_pull_brings_the_others(start_proxy: StartProxy, sta
 
 
 def test_images_are_warmed_by_command(start_proxy: StartProxy, start_registry: StartRegistry) -> None:
-    """`cache warm` returns when all of it is cached; what is not there is named, with 1."""
+    """`cache warm` returns when the cache has everything; an absent image is named, with status 1."""
     registry = start_registry()
     proxy = start_proxy([registry])
     one, two = make_image(random_bytes(MIB)), make_image(random_bytes(MIB), label="two")

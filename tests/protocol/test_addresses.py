@@ -1,4 +1,4 @@
-"""Addresses of callers, and whose they are."""
+"""Addresses of callers, and their owners."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_an_address_has_one_notation_and_one_owner(address: str, plain: str, own
 
 
 def test_a_text_that_is_no_address_is_none() -> None:
-    """Nothing is guessed."""
+    """A text that is no address is never guessed to be one."""
     assert parse_address("192.0.2.1.5") is None
     assert parse_address("") is None
 
@@ -50,31 +50,31 @@ def test_a_text_that_is_no_address_is_none() -> None:
     ],
 )
 def test_a_network_of_mapped_addresses_is_of_ipv4(text: str, network: str) -> None:
-    """As the addresses in it are; no other network is changed."""
+    """The network is one of IPv4, as the addresses in it are; no other network is changed."""
     assert str(parse_network(text)) == network
 
 
 @pytest.mark.parametrize("host", ["127.9.9.9", "::1", "::ffff:127.0.0.1", "localhost"])
 def test_a_loopback_host_is_this_machine(host: str) -> None:
-    """All of 127/8 and ::1 are, in any notation, and the name of this machine."""
+    """All of 127/8 and ::1, in any notation, and the name of this machine are loopback."""
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "", "localhost.example.com", "::"])
 def test_any_other_host_is_not(host: str) -> None:
-    """Other addresses and names are not, whatever they resolve to."""
+    """Other addresses and names are not loopback, whatever they resolve to."""
     assert not is_loopback(host)
 
 
 def test_a_network_with_host_bits_is_none() -> None:
-    """Also where they are those of a mapped address."""
+    """A network with host bits is refused, also one of mapped addresses."""
     for text in ("192.0.2.1/24", "::ffff:192.0.2.1/120", "x"):
         with pytest.raises(ValueError, match=r"host bits|does not appear"):
             parse_network(text)
 
 
 def test_the_site_of_an_owner_is_a_48() -> None:
-    """Of IPv6 alone; what is no address is its own site."""
+    """Only IPv6 owners share a site; a text that is no address is its own site."""
     assert (
         site_of(address_owner("2001:db8:1:2::3")) == site_of(address_owner("2001:db8:1:ffff::1")) == "2001:db8:1::/48"
     )

@@ -1,4 +1,4 @@
-"""Byte ranges: whatever is asked for, the bytes answered are the right ones."""
+"""Byte ranges: the right bytes answer every request."""
 
 import pytest
 from hypothesis import example, given
@@ -43,11 +43,11 @@ NEAR_RANGES = st.text(alphabet="bytes=-0129, */BYTES\n٣", max_size=30)
         ("bytes=--1", 10, None),
         ("bytes=+1-2", 10, None),
         ("bytes=" + "9" * 5000 + "-", 10, None),
-        ("bytes=-5", 0, None),  # satisfiable, but no Content-Range can say so
+        ("bytes=-5", 0, None),  # satisfiable, but no Content-Range can express it
     ],
 )
 def test_ranges(header: str | None, size: int, expected: ByteRange | None) -> None:
-    """First, open and suffix ranges are cut to the content; all else means the whole."""
+    """First, open and suffix ranges are cut to the content; all other texts mean the whole."""
     assert parse_range(header, size) == expected
 
 
@@ -64,7 +64,7 @@ def test_ranges(header: str | None, size: int, expected: ByteRange | None) -> No
     ],
 )
 def test_unsatisfiable_ranges(header: str, size: int) -> None:
-    """A range beyond the end, or that ends before it begins, is a 416 that tells the size."""
+    """A range beyond the end, or that ends before it begins, is a 416 with the size."""
     with pytest.raises(RegistryError) as caught:
         parse_range(header, size)
     assert caught.value.status == 416
@@ -86,7 +86,7 @@ def test_any_header_gives_a_range_within_the_content(header: str, size: int) -> 
 @given(st.data(), st.integers(1, 200))
 @example(None, 1)
 def test_a_range_selects_the_bytes_python_selects(data: st.DataObject | None, size: int) -> None:
-    """The slice of a content that a range names is the one Python's own slicing gives."""
+    """A range selects the same bytes as Python's own slicing."""
     content = bytes(i % 251 for i in range(size))
     first = 0 if data is None else data.draw(st.integers(0, size - 1))
     last = 0 if data is None else data.draw(st.integers(first, size * 2))
@@ -104,7 +104,7 @@ def test_a_range_selects_the_bytes_python_selects(data: st.DataObject | None, si
 
 @given(SIZES, SIZES, SIZES)
 def test_content_range_round_trips(first: int, length: int, rest: int) -> None:
-    """What a 206 says is read back as it was, whatever the numbers."""
+    """The Content-Range of a 206 is read back unchanged, whatever the numbers."""
     last = first + length % 2**62
     size = last + 1 + rest % 2**62
     written = format_content_range(ByteRange(first, last), size)
@@ -117,7 +117,7 @@ def test_content_range_round_trips(first: int, length: int, rest: int) -> None:
     [None, "", "bytes */10", "bytes 0-9/*", "bytes 5-4/10", "bytes 0-10/10", "bytes 0-9", "0-9/10", "bytes ٣-٤/9"],
 )
 def test_content_ranges_that_say_nothing(header: str | None) -> None:
-    """A Content-Range without range or total, or that contradicts itself, is not believed."""
+    """A Content-Range without range or total, or one that contradicts itself, is not used."""
     assert parse_content_range(header) is None
 
 
@@ -130,7 +130,7 @@ def test_any_content_range(header: str) -> None:
 
 @pytest.mark.parametrize("header", ["0-9", "bytes 0-9", "bytes=0-9", "bytes 0-9/10", "0-9/*"])
 def test_chunk_ranges(header: str) -> None:
-    """The range of a chunk is taken as the spec writes it, and as HTTP writes it."""
+    """The range of a chunk is read in the spec's form and in HTTP's form."""
     assert parse_chunk_range(header) == ByteRange(0, 9)
 
 

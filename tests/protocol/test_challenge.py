@@ -1,4 +1,4 @@
-"""WWW-Authenticate: ours is read back as written, and any upstream's is read without harm."""
+"""WWW-Authenticate: our own is read back as written, and any upstream's is read without harm."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ VISIBLE = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E))
 
 @given(VISIBLE, VISIBLE, st.none() | VISIBLE, st.sampled_from([None, "invalid_token", "insufficient_scope"]))
 def test_our_challenge_round_trips(realm: str, service: str, scope: str | None, error: str | None) -> None:
-    """Every parameter comes back as it was, with quotes and backslashes in it."""
+    """Every parameter comes back unchanged, with quotes and backslashes in it."""
     parameters = {"realm": realm, "service": service}
     if scope is not None:
         parameters["scope"] = scope
@@ -21,7 +21,7 @@ def test_our_challenge_round_trips(realm: str, service: str, scope: str | None, 
 
 
 def test_our_challenge_is_written_as_docker_knows_it() -> None:
-    """Realm, service, scope in this order, quoted, one scheme."""
+    """Realm, service and scope come in this order, quoted, in one scheme."""
     written = format_challenge("https://r.example/auth/token", "registry-proxy", "repository:a/b:pull,push")
     assert written == (
         'Bearer realm="https://r.example/auth/token",service="registry-proxy",scope="repository:a/b:pull,push"'
@@ -64,7 +64,7 @@ def test_challenges_of_upstreams(header: str, scheme: str, parameters: dict[str,
     ],
 )
 def test_several_challenges(headers: list[str], schemes: list[str]) -> None:
-    """All are read, from several headers and from one, with commas in quotes, token68 and empty elements."""
+    """All challenges are read, from several headers and from one, with commas in quotes, token68 and empty elements."""
     found = parse_challenges(headers)
     assert [one.scheme for one in found] == schemes
     assert all(one.parameters["realm"] == "x" for one in found if one.scheme == "basic")
@@ -84,5 +84,5 @@ def test_any_header(header: str) -> None:
 
 @pytest.mark.parametrize("evil", ["B " + " " * 200_000 + "!", 'B a="' + "\\" * 200_000, "B " + "a" * 200_000])
 def test_long_headers_are_read_without_backtracking(evil: str) -> None:
-    """Headers made to make expressions explode are read (a slow one would run into the test's time-out)."""
+    """Headers made for endless backtracking are read (a slow one would run into the test's time-out)."""
     assert parse_challenges([evil])[0] == Challenge("b", {})

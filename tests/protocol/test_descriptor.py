@@ -1,4 +1,4 @@
-"""Manifests: what they refer to, and that no body confuses image and index."""
+"""Manifests: their references, and the refusal of bodies that confuse image and index."""
 
 import json
 from typing import Any
@@ -44,7 +44,7 @@ JSON = st.recursive(
 
 
 def raw(descriptor: Descriptor, **more: object) -> dict[str, Any]:
-    """Return a descriptor as it stands in a manifest."""
+    """Return a descriptor in the form of a manifest."""
     return {"mediaType": descriptor.media_type, "digest": str(descriptor.digest), "size": descriptor.size_bytes, **more}
 
 
@@ -70,7 +70,7 @@ def image(**changes: object) -> bytes:
 def test_an_image_refers_to_config_and_layers(
     media_type: str, config: Descriptor, layers: list[Descriptor], subject: Descriptor | None
 ) -> None:
-    """Every descriptor of an image is found as it was written, config first, the subject apart from them."""
+    """Every descriptor of an image is found as it was written, config first, with the subject apart."""
     body = image(
         mediaType=media_type,
         config=raw(config),
@@ -104,7 +104,7 @@ def test_an_index_refers_to_manifests(media_type: str, children: list[Descriptor
     ],
 )
 def test_a_child_of_an_index_may_be_a_blob(media_type: str) -> None:
-    """The media type of a child tells that it lies among the blobs; those of manifests no longer in use do not."""
+    """The media type of a child says that it lies among the blobs; those of manifests no longer in use do not."""
     children = [a_descriptor("1", media_type), a_descriptor("2", "application/vnd.oci.artifact.manifest.v1+json")]
     body = json.dumps({"schemaVersion": 2, "manifests": [raw(child) for child in children]}).encode()
     links = parse_manifest(body, OCI_INDEX)
@@ -118,7 +118,7 @@ def test_an_empty_list_of_go_is_empty() -> None:
 
 
 def test_a_foreign_layer_is_not_expected_in_the_repository() -> None:
-    """Foreign layers, with and without URLs, may lie elsewhere; a plain layer with some does not."""
+    """Foreign layers, with and without URLs, may lie elsewhere; a plain layer with URLs may not."""
     with_urls, without, plain = a_descriptor("1", FOREIGN), a_descriptor("2", FOREIGN), a_descriptor("3")
     urls = ["https://elsewhere.example/layer"]
     links = parse_manifest(image(layers=[raw(with_urls, urls=urls), raw(without), raw(plain, urls=urls)]), OCI_MANIFEST)
@@ -144,7 +144,7 @@ BAD_DESCRIPTORS: list[object] = [
 
 @pytest.mark.parametrize("bad", BAD_DESCRIPTORS)
 def test_a_bad_descriptor_is_refused_wherever_it_stands(bad: object) -> None:
-    """A descriptor without a field, or with one of a wrong type or value, is MANIFEST_INVALID that says where."""
+    """A descriptor without a field, or with one of a wrong type or value, is MANIFEST_INVALID with its place."""
     for changes, where in (({"config": bad}, "config"), ({"layers": [bad]}, "layers[0]")):
         with pytest.raises(RegistryError, match=where.replace("[", r"\[")) as caught:
             parse_manifest(image(**changes), OCI_MANIFEST)
@@ -154,7 +154,7 @@ def test_a_bad_descriptor_is_refused_wherever_it_stands(bad: object) -> None:
 @pytest.mark.parametrize("media_type", [{"mediaType": ...}, {"mediaType": ""}, {"mediaType": None}, {}])
 @pytest.mark.parametrize("absent", [..., None])
 def test_an_absent_list_is_an_empty_one(media_type: dict[str, object], absent: object) -> None:
-    """Whether a manifest does without layers or children is for the registry to judge; an empty type is none."""
+    """The registry judges a manifest without layers or children; an empty type counts as none."""
     links = parse_manifest(image(layers=absent, **media_type), OCI_MANIFEST)
     assert len(links.blobs) == 1
     assert parse_manifest(image(config=..., layers=..., manifests=absent, mediaType=""), OCI_INDEX).manifests == ()
@@ -221,12 +221,12 @@ def test_any_body(body: bytes, media_type: str) -> None:
 
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_a_type_that_is_derived_is_one(body: bytes) -> None:
-    """Whatever the body, the type derived from it can be sent in a Content-Type; the body of an image has one."""
+    """The type derived from any body can be sent in a Content-Type; the body of an image has one."""
     derived = derive_media_type(body)
     assert derived is None or stated_media_type(derived) == derived
     assert derive_media_type(image(mediaType=...)) == OCI_MANIFEST
 
 
 def test_the_configuration_of_an_image_is_no_manifest() -> None:
-    """A document that has a "config" which is no descriptor has no type."""
+    """A document with a "config" that is no descriptor has no type."""
     assert derive_media_type(b'{"architecture":"amd64","config":{"Labels":{}},"rootfs":{}}') is None

@@ -1,4 +1,4 @@
-"""Endpoints: the table of the spec, and that the authorized name is the one in the path."""
+"""Endpoints: the table of the spec, and the authorized name, which is always the one in the path."""
 
 import dataclasses
 import string
@@ -25,7 +25,7 @@ OTHER = "sha512:" + "b" * 128
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", ""]
 
 COMPONENTS = st.from_regex(r"[a-z0-9]{1,5}((\.|_|__|-{1,3})[a-z0-9]{1,3}){0,2}", fullmatch=True)
-# Names made of the words that the endpoints are made of are where a router goes wrong.
+# Names made of the words of the endpoints are where a router goes wrong.
 WORDS = st.sampled_from(["tags", "list", "blobs", "uploads", "manifests", "referrers", "v2", "latest"])
 NAMES = st.lists(COMPONENTS | WORDS, min_size=1, max_size=6).map("/".join)
 PIECES = ["/v2", "/", "a", "B", "..", ".", "%2F", "%252F", "%2e%2e", "%3A", "%", "\0", "\n", "é", "\udcff", ":", DIGEST]
@@ -103,7 +103,7 @@ TABLE: list[tuple[str, str, str, Operation, dict[str, Any]]] = [
 def test_each_row_of_the_spec(
     method: str, path: str, query: str, operation: Operation, expected: dict[str, Any]
 ) -> None:
-    """Each endpoint of the spec, as clients write it, is its operation with just the fields it uses."""
+    """Each endpoint of the spec, as clients write it, is its operation with exactly the fields that it uses."""
     request = parse_request(method, f"/v2/team/app{path}", query)
     assert request.operation is operation
     assert request.repository == "team/app"
@@ -125,7 +125,7 @@ def test_endpoints_without_a_repository(path: str, operation: Operation) -> None
     [("tag=", 400), ("tag=-x", 400), ("tag=a%2Fb", 400), ("&".join(f"tag={number}" for number in range(21)), 414)],
 )
 def test_the_tags_of_a_push_are_tags(query: str, status: int) -> None:
-    """A push by digest that names what can be no tag, or more tags than one push may set, is refused."""
+    """A push by digest with an invalid tag, or with more tags than one push may set, is refused."""
     with pytest.raises(RegistryError) as error:
         parse_request("PUT", f"/v2/a/manifests/{DIGEST}", query)
     assert (error.value.code, error.value.status) == (ErrorCode.TAG_INVALID, status)
@@ -142,7 +142,7 @@ def test_the_fields_of_other_operations_are_not_read() -> None:
 def test_the_name_in_the_path_is_the_repository(
     name: str, row: tuple[str, str, str, Operation, dict[str, Any]]
 ) -> None:
-    """Whatever words a valid name is made of, each endpoint finds exactly it."""
+    """With any words in a valid name each endpoint finds exactly that name."""
     method, path, query, operation, _ = row
     assume(is_repository(name))
     request = parse_request(method, f"/v2/{name}{path}", query)
@@ -164,7 +164,7 @@ def test_any_request_line(method: str, path: str, query: str) -> None:
 
 @given(st.text(alphabet=string.ascii_lowercase + "./%2Fe-_A\0", min_size=1, max_size=20))
 def test_a_name_is_never_normalised(name: str) -> None:
-    """A name that is not valid as it stands is never taken as another one."""
+    """An invalid name is never taken for another one."""
     try:
         request = parse_request("GET", f"/v2/{name}/manifests/latest", "")
     except RegistryError as error:
@@ -208,7 +208,7 @@ def test_what_is_no_endpoint_is_unknown(path: str) -> None:
      ("POST", "/v2/a/manifests/b", "GET, HEAD, PUT, DELETE"), ("get", "/v2/_catalog", "GET")],
 )  # fmt: skip
 def test_a_method_that_the_endpoint_lacks(method: str, path: str, allowed: str) -> None:
-    """A wrong method is a 405 that says which are right."""
+    """A wrong method is a 405 with the right ones."""
     with pytest.raises(RegistryError) as caught:
         parse_request(method, path, "")
     assert (caught.value.code, caught.value.status) == (ErrorCode.UNSUPPORTED, 405)
@@ -230,7 +230,7 @@ def test_a_parameter_given_twice_is_refused(parameter: str, second: str) -> None
     "source", ["%2e%2e", "a/../b", "A", "a%252Fb", "a//b", "a" * 256, "host:5000/a", "a%00", "%20a"]
 )
 def test_a_bad_mount_source_is_refused(source: str) -> None:
-    """What is mounted from is a valid name after decoding once, or NAME_INVALID."""
+    """The source of a mount is a valid name after decoding once, or NAME_INVALID."""
     with pytest.raises(RegistryError) as caught:
         parse_request("POST", "/v2/a/blobs/uploads/", f"mount={DIGEST}&from={source}")
     assert caught.value.code is ErrorCode.NAME_INVALID
@@ -253,7 +253,7 @@ def test_a_mount_without_source_names_none() -> None:
      ("GET", f"/v2/a/blobs/{DIGEST.replace(':', '%253A')}", "")],
 )  # fmt: skip
 def test_a_missing_or_bad_digest(method: str, path: str, query: str) -> None:
-    """Where a digest must stand, nothing else is taken."""
+    """In the place of a digest any other text is refused."""
     with pytest.raises(RegistryError) as caught:
         parse_request(method, path, query)
     assert caught.value.code is ErrorCode.DIGEST_INVALID
@@ -285,7 +285,7 @@ def test_a_query_that_cannot_be_read(query: str) -> None:
 
 @given(NAMES, st.integers(0, 1000), st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_pages_survive_their_encoding(name: str, n: int, last: str) -> None:
-    """What a Link header of ours carries is read back as it was."""
+    """The parameters in our Link header are read back unchanged."""
     request = parse_request("GET", f"/v2/{name}/tags/list", urlencode({"n": n, "last": last}))
     assert isinstance(request, ListRequest)
     assert (request.page_size, request.last) == (n, last)
@@ -300,14 +300,14 @@ def test_pages_survive_their_encoding(name: str, n: int, last: str) -> None:
     ],
 )
 def test_long_paths_are_refused_without_backtracking(path: str) -> None:
-    """Paths made to make expressions explode are refused (a slow one would run into the test's time-out)."""
+    """Paths made for endless backtracking are refused (a slow one would run into the test's time-out)."""
     for method in ("GET", "POST"):
         with pytest.raises(RegistryError):
             parse_request(method, path, "")
 
 
 def test_the_values_are_of_the_parsers_of_names() -> None:
-    """A repository and a tag are what the parsers of references give: nothing else makes them."""
+    """A repository and a tag are values of the parsers of references: no other code makes them."""
     request = parse_request("GET", "/v2/a/b/manifests/t", "")
     assert isinstance(request, ManifestRequest)
     assert request.repository == parse_repository("a/b")

@@ -37,7 +37,7 @@ def test_the_body_is_the_specs_with_a_detail(message: str, detail: object) -> No
 
 
 def test_a_detail_that_json_cannot_hold_is_written_as_text() -> None:
-    """An error about a digest does not fail because a digest is no JSON value."""
+    """An error about a digest is written, though a digest is no JSON value."""
     digest = digest_of(b"")
     (error,) = json.loads(format_errors("BLOB_UNKNOWN", "no such blob", {"digest": digest}))["errors"]
     assert error["detail"] == {"digest": str(digest)}
@@ -51,7 +51,7 @@ def test_the_status_is_the_codes_unless_given() -> None:
 
 
 def test_what_cannot_be_known_is_a_503_with_retry_after() -> None:
-    """A doubt is never a 404, and tells when to come back; a misbehaving upstream is a 502."""
+    """An uncertain answer is never a 404, and has the time to wait; a misbehaving upstream is a 502."""
     error = unavailable("no replica answers")
     assert (error.code, error.status, error.headers["Retry-After"]) == (ErrorCode.UNAVAILABLE, 503, "5")
     assert bad_gateway("it refused our credentials").status == 502

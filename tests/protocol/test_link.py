@@ -1,4 +1,4 @@
-"""Link headers: where the next page of a list is."""
+"""Link headers: the address of the next page of a list."""
 
 import signal
 from collections.abc import Iterator
@@ -30,20 +30,20 @@ from registry_proxy.protocol.link import parse_next
     ],
 )
 def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
-    """The first link whose relations include ``next``; what cannot be read is none."""
+    """The first link whose relations include ``next`` counts; an unreadable one counts as none."""
     assert parse_next(headers) == target
 
 
 @given(st.text(alphabet='<>;,="\\ \trelnextab/', max_size=200))
 def test_any_text_is_read(text: str) -> None:
-    """Nothing raises; a target never holds what ends one."""
+    """No text raises; a target never holds the character that ends one."""
     target = parse_next([text])
     assert target is None or not {"<", ">"} & set(target)
 
 
 @pytest.fixture
 def in_a_minute() -> Iterator[None]:
-    """End a test that does not come to its end."""
+    """End a test that runs too long."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError
@@ -79,7 +79,7 @@ PIECES = [
 @pytest.mark.usefixtures("in_a_minute")
 @pytest.mark.parametrize("piece", PIECES)
 def test_the_time_is_in_proportion_to_the_length(piece: str) -> None:
-    """64 KiB of what is hard to read are read; at the square of the length it would take minutes."""
+    """64 KiB of difficult text are read; at the square of the length it would take minutes."""
     for head in ("", "<a>", '<a>;b="', "<a>; ", "Bearer ", 'Bearer a="'):
         text = head + piece * (2**16 // len(piece))
         assert parse_next([text]) in {None, "a"}

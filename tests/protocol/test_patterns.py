@@ -1,4 +1,4 @@
-"""Patterns: against a slow and obvious model, and against names made to make them run away."""
+"""Patterns, compared with a slow and obvious model, and with names made for endless backtracking."""
 
 from functools import cache
 
@@ -100,7 +100,7 @@ def test_tag_patterns_do_what_the_model_does(pattern: str, tag: str) -> None:
 
 @given(PATTERNS, NAMES)
 def test_the_literal_beginning_is_that_of_every_match(pattern: list[str], name: list[str]) -> None:
-    """Whatever matches a pattern starts, by whole components, with its literal prefix: the index relies on it."""
+    """Every match of a pattern starts, by whole components, with its literal prefix: the index relies on it."""
     prefix = literal_prefix("/".join(pattern))
     text = "/".join(name)
     if compile_repository_pattern("/".join(pattern)).fullmatch(text):
@@ -109,7 +109,7 @@ def test_the_literal_beginning_is_that_of_every_match(pattern: list[str], name: 
 
 @given(PATTERNS, NAMES)
 def test_the_literal_end_is_that_of_every_match(pattern: list[str], name: list[str]) -> None:
-    """Whatever matches a pattern has its last component, if that is literal: the index relies on it."""
+    """Every match of a pattern ends with its last component, if that is literal: the index relies on it."""
     last = literal_last("/".join(pattern))
     if compile_repository_pattern("/".join(pattern)).fullmatch("/".join(name)):
         assert last in {None, name[-1]}
@@ -153,18 +153,18 @@ def test_faulty_repository_patterns_are_named(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["", "a/b", "a b", "a:b", "\u00e4", "v1\n", "a" * 129])
 def test_faulty_tag_patterns_are_named(pattern: str) -> None:
-    """The same for tags."""
+    """A tag pattern that could never match is a fault."""
     assert tag_pattern_fault(pattern) is not None
 
 
 def test_right_tag_patterns_have_no_fault() -> None:
-    """Tags themselves are patterns."""
+    """Every tag is a pattern."""
     assert [p for p in ["*", "latest", "v*", "v1.*-rc", "_x", "A"] if tag_pattern_fault(p) is not None] == []
 
 
 @pytest.mark.parametrize("pattern", ["{subject}", "home/{subject}/**", "{subject}/{subject}"])
 def test_a_pattern_of_a_grant_may_name_its_subject(pattern: str) -> None:
-    """Where it is allowed, as a whole component; nowhere else."""
+    """The subject is allowed as a whole component, where the grant allows it; nowhere else."""
     assert repository_pattern_fault(pattern, takes_subject=True) is None
     assert repository_pattern_fault(pattern) is not None
     assert "{" not in literal_prefix(pattern)
@@ -181,7 +181,7 @@ def test_a_subject_is_a_whole_component(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["..", "team/..", "../team/**", "team/..*", "team/*../x", "team/a..b*"])
 def test_two_dots_stand_in_no_pattern(pattern: str) -> None:
-    """No repository has them, and other readers of a path take them for the way up."""
+    """No repository has two dots, and other readers of a path take them for the parent."""
     assert repository_pattern_fault(pattern) is not None
 
 
@@ -201,7 +201,7 @@ def test_two_dots_stand_in_no_pattern(pattern: str) -> None:
     ],
 )
 def test_a_name_that_is_no_component_has_no_pattern(name: str, expected: str | None) -> None:
-    """Names come from people: none makes a pattern match more than its own component."""
+    """Names come from people: no name makes a pattern match more than its own component."""
     assert for_subject("home/{subject}/**", name) == expected
 
 
@@ -216,7 +216,7 @@ NAMESPACE = st.lists(st.sampled_from(["a", "b", "a-"]), min_size=1, max_size=2)
 def test_what_lies_in_a_namespace_matches_nothing_outside(
     namespace: list[str], pattern: list[str], name: list[str]
 ) -> None:
-    """Whatever a pattern matches that lies in a namespace is matched by the namespace: an owner gives nothing else."""
+    """Every match of a pattern inside a namespace is in the namespace: an owner grants nothing else."""
     for inside in (pattern, [*namespace, *pattern]):
         if (
             is_below("/".join(inside), "/".join([*namespace, "**"]))
@@ -247,5 +247,5 @@ def test_what_lies_in_a_namespace_matches_nothing_outside(
     ],
 )
 def test_a_namespace_is_all_below_some_components(pattern: str, *, is_namespace: bool) -> None:
-    """Only such a pattern can have an owner: of everything, or of a wildcard, nobody can tell what lies in it."""
+    """Only a pattern below literal components can have an owner: the content of a wildcard is unknown."""
     assert (namespace_fault(pattern) is None) == is_namespace

@@ -24,14 +24,14 @@ AMD64, ARM = Platform("linux", "amd64"), Platform("linux", "arm", "v7")
     ],
 )
 def test_parse(text: str, platform: Platform | None) -> None:
-    """os/architecture, and a variant where there is one; printed, it is what was read."""
+    """A platform is os/architecture, and a variant where there is one; its text form is the original."""
     assert parse_platform(text) == platform
     if platform is not None:
         assert str(platform) == text
 
 
 def test_an_asked_platform_without_variant_is_any_variant() -> None:
-    """linux/arm asks for all of them, linux/arm/v7 for that one; what is not stated is no match."""
+    """linux/arm asks for all variants, linux/arm/v7 for one; an unstated platform never matches."""
     assert Platform("linux", "arm").matches(ARM)
     assert ARM.matches(ARM)
     assert not ARM.matches(Platform("linux", "arm"))
@@ -51,7 +51,7 @@ def test_an_asked_platform_without_variant_is_any_variant() -> None:
     ],
 )
 def test_platform_of(stated: object, platform: Platform | None) -> None:
-    """What the index says of one child; None for anything that cannot be understood."""
+    """The platform of a child is the one in the index; None for an unreadable one."""
     digest, other = digest_of(b"1"), digest_of(b"2")
     children = [{"digest": str(other), "platform": {"os": "plan9", "architecture": "386"}}]
     children.append({"digest": str(digest), "platform": stated})  # type: ignore[dict-item]  # whatever a client pushed

@@ -1,4 +1,4 @@
-"""Repositories, tags and digests: what is taken, what is refused, and that nothing else is raised."""
+"""Repositories, tags and digests: accepted and refused texts, and no other error."""
 
 import hashlib
 import re
@@ -31,7 +31,7 @@ NEAR_NAMES = st.text(alphabet="ab0._-/A%: \n\0é", max_size=12)
 
 @given(st.one_of(st.text(), NEAR_NAMES))
 def test_a_name_is_what_the_spec_says(text: str) -> None:
-    """A name is taken exactly when the spec's own expression takes it and it is no longer than 255."""
+    """A name is accepted exactly when the spec's expression accepts it and it is no longer than 255."""
     assert is_repository(text) == (len(text) <= 255 and SPEC_NAME.fullmatch(text) is not None)
 
 
@@ -50,7 +50,7 @@ def test_a_refused_name_is_name_invalid(text: str) -> None:
     ["a", "library/nginx", "a.b/c_d/e__f/g-h/i---j", "0/1", "a" * 255, "tags/list", "v2", "blobs/uploads"],
 )
 def test_valid_names(name: str) -> None:
-    """Names that real registries hold are taken."""
+    """Names of real registries are accepted."""
     assert parse_repository(name) == name
 
 
@@ -71,7 +71,7 @@ def test_invalid_names(name: str) -> None:
 
 @given(st.one_of(st.text(), st.text(alphabet="aZ0._-:/ \n", max_size=140)))
 def test_a_tag_is_what_the_spec_says(text: str) -> None:
-    """A tag is taken exactly when the spec's own expression takes it."""
+    """A tag is accepted exactly when the spec's expression accepts it."""
     assert is_tag(text) == (SPEC_TAG.fullmatch(text) is not None)
 
 
@@ -89,7 +89,7 @@ def test_a_slot_holds_a_tag_or_a_digest_or_is_refused(text: str) -> None:
 
 @given(st.binary(), st.sampled_from(["sha256", "sha512"]))
 def test_digests_round_trip_and_match_their_content(content: bytes, algorithm: str) -> None:
-    """A digest of either algorithm survives its text form, and matches the content it was made of and no other."""
+    """A digest of either algorithm survives its text form, and matches only the content of which it was made."""
     text = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
     digest = parse_digest(text)
     assert str(digest) == text
@@ -129,7 +129,7 @@ def test_any_text_as_digest(text: str) -> None:
 
 @pytest.mark.parametrize("evil", ["a" * 100_000, "a-" * 50_000, "a" + "-" * 100_000, "a/" * 50_000, "a_" * 100_000])
 def test_long_texts_are_refused_without_backtracking(evil: str) -> None:
-    """Texts made to make expressions explode are refused (a slow one would run into the test's time-out)."""
+    """Texts made for endless backtracking are refused (a slow one would run into the test's time-out)."""
     assert not is_repository(evil)
     assert not is_tag(evil)
     assert SPEC_NAME.fullmatch(evil[:255].rstrip("/_-") + "!") is None
@@ -145,7 +145,7 @@ def test_a_fallback_tag_names_its_subject() -> None:
 
 
 def test_fallback_tags() -> None:
-    """A digest has the specification's tag, truncated to what a tag can hold, and those of cosign behind it."""
+    """A digest has the specification's tag, truncated to the length of a tag, and those of cosign after it."""
     tags = fallback_tags(parse_digest(f"sha256:{'a' * 64}"))
     assert tags == [f"sha256-{'a' * 64}{suffix}" for suffix in ("", ".sig", ".att", ".sbom")]
     assert all(map(is_fallback_tag, tags))

@@ -22,13 +22,13 @@ CONFIG = {"mediaType": "application/vnd.example.config", "digest": str(digest_of
 
 
 def manifest_of(document: dict[str, Any], media_type: str = OCI_MANIFEST) -> Manifest:
-    """Return a manifest with these fields."""
+    """Return a manifest with the given fields."""
     body = json.dumps(document).encode()
     return Manifest(Descriptor(media_type, digest_of(body), len(body)), body)
 
 
 def entry(number: int, **fields: Any) -> Referrer:
-    """Return an entry of a manifest that a number stands for."""
+    """Return an entry of the manifest with a number."""
     digest = digest_of(b"%d" % number)
     return Referrer(digest, {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 1, **fields})
 
@@ -45,7 +45,7 @@ def entry(number: int, **fields: Any) -> Referrer:
     ],
 )
 def test_the_type_of_an_artifact_is_derived(document: dict[str, Any], media_type: str, artifact_type: str) -> None:
-    """Its own artifactType, else the media type of its config; an index without has none, not an empty one."""
+    """The type is its own artifactType, else its config's media type; an index without one has none."""
     manifest = manifest_of(document, media_type)
     described = describe_referrer(manifest)
     assert described.artifact_type == artifact_type
@@ -55,7 +55,7 @@ def test_the_type_of_an_artifact_is_derived(document: dict[str, Any], media_type
 
 
 def test_annotations_are_those_of_the_manifest() -> None:
-    """They are in the entry as they are in the manifest; without any there is no such field."""
+    """The annotations of the entry are those of the manifest; without any there is no such field."""
     annotations = {"org.example.about": "\u00e4 \u4e16"}
     assert describe_referrer(manifest_of({"annotations": annotations})).fields["annotations"] == annotations
     without: list[dict[str, Any]] = [{}, {"annotations": {}}, {"annotations": None}]
@@ -64,7 +64,7 @@ def test_annotations_are_those_of_the_manifest() -> None:
 
 
 def test_an_index_comes_back_with_fields_that_are_unknown_here() -> None:
-    """Entries are kept as they are, in an index that names its media type."""
+    """Entries are kept unchanged, in an index that names its media type."""
     entries = [entry(1, platform={"os": "linux"}, other=[1]), entry(2, artifactType="a/b")]
     index = index_of(entries)
     assert parse_referrers(index.body) == entries
@@ -81,7 +81,7 @@ def test_what_is_no_index_is_refused(body: bytes) -> None:
 
 
 def test_an_empty_list_may_be_null() -> None:
-    """Programs written in Go send null for a list that was never touched, as olareg does."""
+    """Programs in Go send null for a list that was never filled, as olareg does."""
     assert parse_referrers(b'{"schemaVersion": 2, "manifests": null}') == []
 
 
@@ -90,7 +90,7 @@ def test_an_empty_list_may_be_null() -> None:
     [7, {}, {"digest": "x"}, {**entry(1).fields, "size": "1"}, {**entry(1).fields, "mediaType": None}],
 )
 def test_a_malformed_entry_hides_no_other(malformed: object) -> None:
-    """It is left out where anybody may have pushed the index, and an error where a registry says it."""
+    """It is left out where anybody may have pushed the index, and an error in a registry's own list."""
     body = json.dumps({"manifests": [malformed, entry(2).fields]}).encode()
     assert parse_referrers(body, skips_malformed=True) == [entry(2)]
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
@@ -98,7 +98,7 @@ def test_a_malformed_entry_hides_no_other(malformed: object) -> None:
 
 
 def test_merged_lists_have_each_manifest_once() -> None:
-    """Sorted by digest; of two entries of one manifest the first stands, unless the other alone has a type."""
+    """Merged lists are sorted by digest; of two entries of one manifest the first one with a type stays."""
     typed, other = entry(1, artifactType="a/b"), entry(1, artifactType="c/d")
     assert merge_referrers([entry(1), entry(2)], [typed], [other]) == sorted(
         [typed, entry(2)], key=lambda one: str(one.digest)
@@ -107,7 +107,7 @@ def test_merged_lists_have_each_manifest_once() -> None:
 
 
 def test_pages_follow_each_other_without_a_gap() -> None:
-    """Whatever the size of a page, all pages together are the list; ``last`` need not be listed any more."""
+    """With any size of a page, all pages together are the list; ``last`` may have left the list meanwhile."""
     entries = merge_referrers(entry(number) for number in range(25))
     for size in (1, 7, 25, 10_000):
         seen: list[Referrer] = []
@@ -124,7 +124,7 @@ def test_pages_follow_each_other_without_a_gap() -> None:
 
 
 def test_a_page_is_bounded() -> None:
-    """It ends before 1,000 entries or 1 MiB are exceeded, but has one entry at least."""
+    """A page ends before 1,000 entries or 1 MiB are exceeded, but has at least one entry."""
     assert len(page_of(merge_referrers(entry(n) for n in range(1100)), None, 2000)[0]) == PAGE_MAX_ENTRIES
     large = merge_referrers(entry(n, annotations={"a": "x" * (PAGE_MAX_BYTES // 3)}) for n in range(4))
     assert page_of(large, None) == (large[:2], True)
@@ -133,7 +133,7 @@ def test_a_page_is_bounded() -> None:
 
 
 def test_tags_that_stand_for_referrers_are_recognised() -> None:
-    """Those that the specification makes of a digest, also of sha512, which it cuts; not those of cosign."""
+    """The tags that the specification derives from a digest, with sha512 truncated, count; those of cosign do not."""
     assert is_referrers_tag(fallback_tags(digest_of(b"x"))[0])
     assert is_referrers_tag(fallback_tags(Digest("sha512", "a" * 128))[0])
     for tag in ("latest", f"sha256-{'a' * 64}.sig", f"sha256-{'a' * 63}", f"sha256-{'A' * 64}"):

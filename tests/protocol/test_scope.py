@@ -50,7 +50,7 @@ def access(name: str, *actions: str) -> Access:
     ],
 )
 def test_scopes(texts: list[str], expected: list[Access]) -> None:
-    """Repeated and space-separated scopes are all read, ports and classes understood, what is no scope left out."""
+    """Repeated and space-separated scopes are all read, ports and classes understood, other texts left out."""
     assert parse_scopes(texts) == expected
 
 
@@ -64,7 +64,7 @@ def test_any_scopes(texts: list[str]) -> None:
 
 @given(st.sampled_from(["repository", "registry"]), NAMES, ACTIONS)
 def test_scopes_round_trip(kind: str, name: str, actions: frozenset[str]) -> None:
-    """The text form of an access means that access again."""
+    """The text form of an access is read back as that access."""
     asked = Access(kind, name, actions)
     assert parse_scopes([format_scope(asked)]) == [asked]
 

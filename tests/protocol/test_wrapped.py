@@ -1,4 +1,4 @@
-"""Wrappers: what they carry, how they are told from other manifests, and what is none of ours."""
+"""Wrappers: their content, their difference from other manifests, and foreign look-alikes."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def manifest_of(parts: Parts) -> Manifest:
 
 @pytest.mark.parametrize("parts", [image(b"layer", algorithm="sha512"), index(image(b"1"), algorithm="sha512")])
 def test_a_wrapper_carries_its_manifest(parts: Parts) -> None:
-    """It is a manifest in sha256 that gives back the exact bytes, media type and digest, and is known by its size."""
+    """A wrapper is a manifest in sha256 that gives back the exact bytes, type and digest; its size identifies it."""
     manifest = manifest_of(parts)
     wrapper = wrap(manifest, {})
     assert unwrap(wrapper.body) == manifest
@@ -53,7 +53,7 @@ def test_a_wrapper_names_what_the_registry_knows() -> None:
 
 
 def test_a_manifest_that_cannot_be_kept_is_too_large() -> None:
-    """One that does not fit into a manifest once more is refused with 413."""
+    """A manifest that does not fit into another manifest is refused with 413."""
     document = json.loads(image(b"layer", algorithm="sha512").manifest)
     noise = base64.b85encode(b"".join(digest_of(str(i).encode(), "sha512").hex.encode() for i in range(25_000)))
     document["annotations"] = {"noise": noise.decode()}
@@ -82,7 +82,7 @@ def test_a_manifest_that_cannot_be_kept_is_too_large() -> None:
     ],
 )
 def test_what_is_no_wrapper_is_none(annotations: dict[str, object] | None) -> None:
-    """Whatever stands in the annotations of another manifest, nothing is read of it, and nothing fails."""
+    """No annotations of another manifest are read as a wrapper's, or cause a failure."""
     valid = json.loads(wrap(manifest_of(image(b"1", algorithm="sha512")), {}).body)["annotations"]
     document = {"annotations": annotations and valid | annotations}
     assert unwrap(json.dumps(document).encode()) is None
@@ -90,7 +90,7 @@ def test_what_is_no_wrapper_is_none(annotations: dict[str, object] | None) -> No
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"annotations": []}', b'"registry-proxy"'])
 def test_other_bodies_are_no_wrappers(body: bytes) -> None:
-    """A body of any kind is no wrapper, and has nothing of one."""
+    """A body of any kind is no wrapper, and has no part of one."""
     assert unwrap(body) is None
     assert not is_wrapper(body)
 
@@ -113,7 +113,7 @@ def test_a_reserved_tag_names_its_manifest(algorithm: str) -> None:
 
 
 def test_an_index_keeps_its_shape() -> None:
-    """The wrapper of an index is an index, with a child's place told as before."""
+    """The wrapper of an index is an index, with the place of each child unchanged."""
     child = image(b"1", algorithm="sha512")
     parts = index(child, algorithm="sha512")
     kept = wrap(manifest_of(child), {})

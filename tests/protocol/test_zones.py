@@ -1,4 +1,4 @@
-"""How far inside addresses lie, in each notation that the system takes."""
+"""Zones of addresses, from the internet inwards, in each notation that the system accepts."""
 
 import pytest
 
@@ -24,5 +24,5 @@ from registry_proxy.protocol.zones import Zone, zone_of
     ],
 )
 def test_each_address_has_its_zone(zone: Zone, hosts: list[str]) -> None:
-    """The zone is that of the address to which packets go in the end."""
+    """The zone is that of the address to which packets finally go."""
     assert {host: zone_of(host) for host in hosts} == dict.fromkeys(hosts, zone)

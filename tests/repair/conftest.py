@@ -10,6 +10,6 @@ from tests.support.fakes.replicas import Bench, bench
 
 @pytest_asyncio.fixture
 async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
-    """Give two replicas and the package over them."""
+    """Give two replicas and the parts that replicate and repair."""
     async with bench(tmp_path) as made:
         yield made

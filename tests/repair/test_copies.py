@@ -1,4 +1,4 @@
-"""Bringing to one replica what another, or the cache, has."""
+"""Copies to one replica from another one or from the cache."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def copies(setting: Bench, observer: RecordingObserver | None = None) -> Copies:
 
 
 async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
-    """Blobs, children and index, each before what refers to it; the tag with the last."""
+    """Blobs, children and index arrive, each before its parent; the tag comes with the last."""
     child = image(b"layer")
     whole = index(child)
     for blob in child.blobs:
@@ -43,7 +43,7 @@ async def test_a_whole_index_goes_where_nothing_is(setting: Bench) -> None:
 async def test_a_replica_that_mixes_repositories_gets_the_blobs(
     setting: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answer for a blob says nothing about the repository: where it refuses the manifest the blobs are sent."""
+    """Its answer for a blob proves nothing about the repository: after a refusal of the manifest the blobs are sent."""
     app = image(b"layer")
     for blob in app.blobs:
         setting.a.add_blob(REPOSITORY, blob)
@@ -56,7 +56,7 @@ async def test_a_replica_that_mixes_repositories_gets_the_blobs(
 
 
 async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: Bench) -> None:
-    """Its bytes go where no replica has them, if the repository is known to hold them; those of others never."""
+    """Cached bytes go where no replica has them, if the repository is known to hold them; others never."""
     digest = digest_of(b"ours")
     await setting.cache.store(digest, b"ours")
     with pytest.raises(RegistryError):
@@ -67,7 +67,7 @@ async def test_the_cache_is_a_source_only_of_what_the_repository_holds(setting: 
 
 
 def test_pace() -> None:
-    """Bytes go at the rate on average, a pause saves nothing up, and 0 is no bound."""
+    """Bytes go at the configured rate on average, a pause saves nothing up, and 0 is no limit."""
     now = [100.0]
     pace = Pace(10, lambda: now[0])
     assert [pace.delay_seconds(size) for size in (10, 20)] == [1, 3]

@@ -1,4 +1,4 @@
-"""What proves that replicas which cannot be asked lack a fallback tag, and what does not."""
+"""Proofs that silent replicas miss a fallback tag, and facts that prove nothing."""
 
 import asyncio
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Desk:
     proof: AbsenceProof
 
     async def is_absent(self, *silent: str, tag: Tag = FALLBACK) -> bool:
-        """Tell whether the silent replicas are proved to lack the tag."""
+        """Tell whether the silent replicas are proved to miss the tag."""
         return await self.proof(ROUTED, tag, silent)
 
     async def push(self, tag: Tag = FALLBACK) -> None:
@@ -53,13 +53,13 @@ def desk_over(setting: Bench) -> Desk:
 
 @pytest_asyncio.fixture
 async def desk(setting: Bench) -> Desk:
-    """Give both over the bench, whose members are on record."""
+    """Give a comparison and a proof over the bench, whose members are on record."""
     await setting.under_test.journal.roster.note()
     return desk_over(setting)
 
 
 async def test_replicas_that_were_never_compared_prove_nothing(desk: Desk) -> None:
-    """Only after the comparison, and only of those that are in it."""
+    """A proof holds only after the comparison, and only for replicas in it."""
     assert not await desk.is_absent("b")
     assert await desk.comparison.compare()
     assert await desk.is_absent("a")
@@ -70,7 +70,7 @@ async def test_replicas_that_were_never_compared_prove_nothing(desk: Desk) -> No
 
 @pytest.mark.parametrize("suffix", ["", ".sig", ".att", ".sbom"])
 async def test_only_fallback_tags_are_proved_absent(desk: Desk, suffix: str) -> None:
-    """What clients make of a sha256 digest, with the ends that cosign gives it; nothing that only looks alike."""
+    """Tags that clients derive from a sha256 digest, also with the endings of cosign, count; look-alikes do not."""
     await desk.comparison.compare()
     assert await desk.is_absent("b", tag=Tag(FALLBACK + suffix))
     others = ["latest", f"{FALLBACK}.txt", f"{FALLBACK}0", FALLBACK[:-1], FALLBACK.upper(), f"sha512-{APP.digest.hex}"]
@@ -78,7 +78,7 @@ async def test_only_fallback_tags_are_proved_absent(desk: Desk, suffix: str) -> 
 
 
 async def test_what_is_on_record_is_not_absent(desk: Desk) -> None:
-    """A push that one replica alone has, also one whose node died before it was answered; deleted, it is absent."""
+    """A recorded push is not absent, even if its node died before its answer; after a delete it is absent."""
     await desk.comparison.compare()
     desk.bench.replicas.down.add("a")
     await desk.push()
@@ -92,7 +92,7 @@ async def test_what_is_on_record_is_not_absent(desk: Desk) -> None:
 
 
 async def test_a_replica_with_a_tag_of_its_own_proves_nothing(desk: Desk) -> None:
-    """One that was pushed past us before: only its holder is in doubt, until all hold it or it is on record."""
+    """For an old tag pushed past the proxy only its holder is in doubt, until all hold it or it is on record."""
     desk.bench.b.add_manifest(REPOSITORY, APP.manifest, FALLBACK)
     assert not await desk.comparison.compare()
     assert await desk.is_absent("a")
@@ -103,7 +103,7 @@ async def test_a_replica_with_a_tag_of_its_own_proves_nothing(desk: Desk) -> Non
 
 
 async def test_what_a_replica_missed_leaves_no_doubt(desk: Desk) -> None:
-    """Tags on record, and deleted ones that a replica still has: the journal knows of them."""
+    """Recorded tags, and deleted ones that a replica still has, are known to the journal and leave no doubt."""
     await desk.push()
     for name, tag in (("a", Tag(f"{FALLBACK}.sig")), ("b", FALLBACK)):
         desk.bench.replicas.down = {name}
@@ -129,7 +129,7 @@ async def test_a_list_that_cannot_be_had_proves_nothing(
 
 
 async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk: Desk) -> None:
-    """Whoever is added is not in the comparison; whoever is removed and comes back is not either."""
+    """An added replica is not part of an earlier comparison; one that is removed and comes back is not either."""
     await desk.comparison.compare()
     store, changes = desk.bench.under_test.store, desk.bench.under_test.changes
 
@@ -151,7 +151,7 @@ async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk:
 async def test_a_roster_that_changes_meanwhile_makes_a_comparison_void(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another node starts with other replicas while the lists are read."""
+    """A node that starts with other replicas while the lists are read invalidates the comparison."""
     store, listed = desk.bench.under_test.store, MemoryReplica.list_repositories
 
     async def change(replica: MemoryReplica) -> object:
@@ -164,7 +164,7 @@ async def test_a_roster_that_changes_meanwhile_makes_a_comparison_void(
 
 
 async def test_others_may_push_there_from_now_on(desk: Desk) -> None:
-    """With `pushed_past_us` the record goes, and nothing is proved when that is taken back before a comparison."""
+    """`pushed_past_us` removes the record, and without the setting nothing is proved before a new comparison."""
     await desk.comparison.compare()
     for _ in range(2):
         await forget_comparison(desk.bench.under_test.store, "main")
@@ -174,7 +174,7 @@ async def test_others_may_push_there_from_now_on(desk: Desk) -> None:
 async def test_it_compares_by_itself(
     desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in doubt is told, with what to do, and compared again; a record that went is made again."""
+    """Doubts are reported with the next step, and compared again; a lost record is made again."""
     module = "registry_proxy.repair.fallback_tags"
     monkeypatch.setattr(f"{module}._LOOK_SECONDS", 0.01)
     monkeypatch.setattr(f"{module}._PAUSE_WHILE_DOUBTFUL_SECONDS", 0.01)

@@ -1,4 +1,4 @@
-"""Replicas that are not what they were, in memory: what proves it, what does not, and what follows."""
+"""Replicas whose storage has changed, in memory: proofs, missing proofs, and consequences."""
 
 import copy
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ async def push(setting: Bench, content: bytes, *tags: str) -> Parts:
 
 
 def state_of(replica: MemoryReplica) -> dict[str, Any]:
-    """Return a copy of all that a replica stores."""
+    """Return a copy of everything that a replica stores."""
     return {name: copy.copy(getattr(replica, name)) for name in ("tags", "manifests", "blobs")}
 
 
@@ -55,7 +55,7 @@ async def inspection(setting: Bench) -> Inspection:
 
 
 async def doubts(setting: Bench, inspection: Inspection) -> dict[str, str]:
-    """Inspect both replicas as they come back; return which are doubted, and why."""
+    """Inspect both replicas at their return; return the doubted ones with the reasons."""
     for client in (setting.a, setting.b):
         await inspection.inspect(setting.replicas, client, is_returning=True)
     marks = await setting.under_test.journal.current.marks()
@@ -63,7 +63,7 @@ async def doubts(setting: Bench, inspection: Inspection) -> dict[str, str]:
 
 
 async def test_a_replica_that_holds_what_it_confirmed_is_not_doubted(setting: Bench, inspection: Inspection) -> None:
-    """Also one that lacks a manifest without a tag, which its garbage collection took, and one that misses a write."""
+    """A replica that lost an untagged manifest to its garbage collection, or misses a write, is not doubted either."""
     old = await push(setting, b"1", LATEST)
     await push(setting, b"2", LATEST)
     del setting.b.manifests[REPOSITORY, old.digest]
@@ -74,7 +74,7 @@ async def test_a_replica_that_holds_what_it_confirmed_is_not_doubted(setting: Be
 
 
 async def test_an_older_state_is_known_by_a_late_write(setting: Bench, inspection: Inspection) -> None:
-    """It gives no tags, its 404 proves nothing, and what was deleted since counts as deleted there; counted once."""
+    """It gives no tags, its 404 proves nothing, and later deletes count as deleted there; it is counted once."""
     gone = await push(setting, b"1", LATEST, "gone")
     before = state_of(setting.b)
     await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
@@ -104,7 +104,7 @@ async def test_an_emptied_storage_is_told_from_an_older_one(setting: Bench, insp
 async def test_what_a_replica_does_not_answer_for_hides_nothing_else(
     setting: Bench, inspection: Inspection, monkeypatch: pytest.MonkeyPatch, unheard: str
 ) -> None:
-    """One that refuses us the repository of the sentinels, or fails with the newest witness, is older all the same."""
+    """An older state is detected even if it refuses us the sentinels' repository, or fails with the newest witness."""
     await push(setting, b"1", LATEST)
     before = state_of(setting.b)
     await push(setting, b"2", LATEST)
@@ -126,7 +126,7 @@ async def test_what_a_replica_does_not_answer_for_hides_nothing_else(
 
 
 async def test_a_sentinel_that_somebody_deleted_is_left_anew(setting: Bench, inspection: Inspection) -> None:
-    """Where the replica has all that it confirmed, nothing else is wrong."""
+    """A replica with everything that it confirmed and no sentinel gets a new sentinel, and is not doubted."""
     await push(setting, b"1", LATEST)
     del setting.a.tags[SENTINELS, SENTINEL_TAG]
     assert await doubts(setting, inspection) == {}
@@ -134,7 +134,7 @@ async def test_a_sentinel_that_somebody_deleted_is_left_anew(setting: Bench, ins
 
 
 async def test_a_foreign_registry_is_doubted(setting: Bench, inspection: Inspection) -> None:
-    """One with a sentinel that nobody here left."""
+    """A registry with a sentinel from nobody here is doubted."""
     app = await push(setting, b"1", LATEST)
     setting.b.manifests[SENTINELS, app.digest] = setting.b.manifests[REPOSITORY, app.digest]
     setting.b.tags[SENTINELS, SENTINEL_TAG] = app.digest
@@ -142,7 +142,7 @@ async def test_a_foreign_registry_is_doubted(setting: Bench, inspection: Inspect
 
 
 async def test_a_registry_may_be_a_replica_of_two_upstreams(setting: Bench, inspection: Inspection) -> None:
-    """The sentinel that another upstream left at the same registry says nothing."""
+    """The sentinel of another upstream at the same registry proves nothing."""
     app = await push(setting, b"1", LATEST)
     setting.b.manifests[SENTINELS, app.digest] = setting.b.manifests[REPOSITORY, app.digest]
     setting.b.tags[SENTINELS, sentinel_tag("other")] = app.digest
@@ -168,7 +168,7 @@ async def test_exchanged_registries_both_miss_what_one_misses(setting: Bench, in
 async def test_an_exchange_that_two_processes_notice_is_made_once(
     setting: Bench, inspection: Inspection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The replica that was not compared yet keeps being that one, under its new name, and the other is not doubted."""
+    """The replica that was not compared yet stays the same under its new name, and the other is not doubted."""
     store, journal = setting.under_test.store, setting.under_test.journal
     await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
     first, second = state_of(setting.a), state_of(setting.b)
@@ -191,7 +191,7 @@ async def test_an_exchange_that_two_processes_notice_is_made_once(
 
 
 async def test_two_addresses_of_one_registry_are_not_exchanged(setting: Bench, inspection: Inspection) -> None:
-    """The second name for a registry is doubted, and the reason says why."""
+    """The second name of a registry is doubted, and the reason says why."""
     await push(setting, b"1", LATEST)
     put_back(setting.b, state_of(setting.a))
     found = await doubts(setting, inspection)
@@ -200,7 +200,7 @@ async def test_two_addresses_of_one_registry_are_not_exchanged(setting: Bench, i
 
 
 async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Inspection) -> None:
-    """An older answer counts for nothing while another replica has the recorded one; an unknown one is believed."""
+    """An older answer does not count while another replica has the recorded one; an unknown one is accepted."""
     store, journal = setting.under_test.store, setting.under_test.journal
     findings = TagFindings(replica_sets={"main": setting.replicas}, store=store, journal=journal, inspection=inspection)
     old = await push(setting, b"1", LATEST)
@@ -217,7 +217,7 @@ async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Insp
     assert found.current is not None
     assert found.current.digest == new.digest
     assert (await journal.current.marks()).is_newcomer("main", "a")
-    setting.replicas.down.add("b")  # what is not compared yet is believed in what is on record alone
+    setting.replicas.down.add("b")  # before its comparison only recorded tags are accepted
     found = await findings.find(ROUTED, LATEST)
     assert found is not None
     assert (found.current, found.recorded) == (None, new.digest)
@@ -225,5 +225,5 @@ async def test_a_tag_is_held_against_its_record(setting: Bench, inspection: Insp
 
 
 def test_sentinels_lie_under_a_reserved_name() -> None:
-    """Clients do not see them."""
+    """Clients do not see the sentinels."""
     assert SENTINELS.startswith(RESERVED_PREFIX)

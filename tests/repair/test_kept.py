@@ -1,4 +1,4 @@
-"""What a node keeps for a replica stays pinned until the replica has it, and is told when it is gone."""
+"""A node's copies for a replica stay pinned until the replica has them, and lost ones are reported."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.support.fakes.replicas import Bench
 
 
 class Keeper:
-    """The copies that the node of a bench keeps, and what is told of them."""
+    """The copies that the node of a bench keeps, and the reports about them."""
 
     def __init__(self, setting: Bench) -> None:
         self.observer = RecordingObserver()
@@ -24,7 +24,7 @@ class Keeper:
         )
 
     async def lost(self) -> int:
-        """Look, and return how many copies are told to be lost."""
+        """Look, and return the number of copies reported as lost."""
         await self.copies.look()
         return self.observer.found(LostCopies, "main")[-1].content_count
 
@@ -42,7 +42,7 @@ async def push_without_b(setting: Bench) -> set[Digest]:
 async def test_a_copy_that_is_gone_is_told_until_nobody_misses_it(
     setting: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is counted, and named with who holds and who misses the content, once in the log; then no more."""
+    """The loss is counted, and logged once with the holder and the replica that misses it, until nothing misses it."""
     keeper, contents = Keeper(setting), await push_without_b(setting)
     assert (await keeper.lost(), keeper.copies.warnings()) == (0, [])
     for digest in list(setting.cache.files):
@@ -64,7 +64,7 @@ async def test_a_pin_of_what_nobody_misses_is_no_loss(setting: Bench) -> None:
 
 
 async def test_what_lost_its_pin_is_pinned_again(setting: Bench) -> None:
-    """The list of pins is gone, the content is not: it stays from eviction as long as a replica misses it."""
+    """Without its entry in the list of pins a content is pinned again as long as a replica misses it."""
     contents = await push_without_b(setting)
     setting.spool.pins.clear()
     assert await Keeper(setting).lost() == 0

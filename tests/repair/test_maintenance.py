@@ -1,4 +1,4 @@
-"""Pauses: what reaches a paused replica, when nothing does any more, and when a replica cannot be paused."""
+"""Pauses: the writes that reach a paused replica, their end, and the replicas that cannot be paused."""
 
 import asyncio
 import time
@@ -26,7 +26,7 @@ MANIFEST_KEY = IntentKey(ROUTED, IntentKind.MANIFEST, str(digest_of(b"manifest")
 
 
 class Ward:
-    """Maintenance of the replicas of a bench, with a clock that a test moves on."""
+    """Maintenance of the replicas of a bench, with a clock that a test moves."""
 
     def __init__(self, setting: Bench) -> None:
         self.ahead_seconds = 0.0
@@ -39,12 +39,12 @@ class Ward:
         )
 
     async def pause(self, replica: str = "a") -> None:
-        """Pause a replica, and let so much time pass that all know of it."""
+        """Pause a replica, and wait until all processes know of it."""
         await self.maintenance.pause(replica, "a test", "user:ann")
         self.ahead_seconds += KNOWN_SECONDS
 
     async def is_quiet(self) -> bool:
-        """Tell whether nothing is being written any more to the replica that is paused."""
+        """Tell whether no write to the paused replica is running any more."""
         pause = await self.maintenance.find()
         assert pause is not None
         return await self.maintenance.is_quiet(pause)
@@ -64,9 +64,9 @@ async def push(setting: Bench, parts: Parts) -> None:
 
 
 async def test_a_manifest_does_not_reach_a_replica_paused_elsewhere_a_moment_ago(setting: Bench, ward: Ward) -> None:
-    """This process has not heard of the pause: what it is about to write is recorded as missing, and repaired later."""
+    """A process that does not know of the pause yet records its write as missing, for a later repair."""
     await ward.pause()
-    assert setting.replicas.is_writable("a")  # what health says, which is told of pauses once a second
+    assert setting.replicas.is_writable("a")  # the view of health, which reads pauses once a second
     app = image(b"layer")
     await push(setting, app)
     assert not setting.a.manifests
@@ -81,7 +81,7 @@ async def test_a_manifest_does_not_reach_a_replica_paused_elsewhere_a_moment_ago
 
 
 async def test_a_pause_is_quiet_when_the_write_before_it_has_ended(setting: Bench, ward: Ward) -> None:
-    """A manifest that was on its way when the replica was paused arrives, and only then it is quiet."""
+    """A manifest that was on its way when the replica was paused arrives, and only then the pause is quiet."""
     app, gate = image(b"layer"), asyncio.Event()
     for blob in app.blobs:
         await setting.under_test.upload(blob)
@@ -97,7 +97,7 @@ async def test_a_pause_is_quiet_when_the_write_before_it_has_ended(setting: Benc
 
 
 async def test_writes_that_know_of_the_pause_are_not_waited_for(setting: Bench, ward: Ward) -> None:
-    """Pushes never stop on a busy upstream, and it is quiet all the same."""
+    """Pushes never stop on a busy upstream, and the pause becomes quiet all the same."""
     await ward.pause()
     setting.b.gates["put_manifest"] = asyncio.Event()
     writing = spawn(push(setting, image(b"layer")), "push")
@@ -108,7 +108,7 @@ async def test_writes_that_know_of_the_pause_are_not_waited_for(setting: Bench, 
 
 
 async def test_a_write_of_a_node_that_died_is_waited_for_a_minute(setting: Bench, ward: Ward) -> None:
-    """Also where a replica was confirmed meanwhile, which makes the record of the write newer than the pause."""
+    """It is waited for also where a confirmation in between made the record of the write newer than the pause."""
     journal, digest = setting.under_test.journal, digest_of(b"manifest")
     await journal.begin({MANIFEST_KEY: (digest, "type")}, ["a", "b"])
     await ward.pause()
@@ -120,7 +120,7 @@ async def test_a_write_of_a_node_that_died_is_waited_for_a_minute(setting: Bench
 
 
 async def test_a_write_of_a_node_whose_clock_is_ahead_is_waited_for(setting: Bench, ward: Ward) -> None:
-    """It began before the pause by the order of the store, whatever the clocks say."""
+    """By the order of the store it began before the pause, whatever the clocks say."""
     setting.under_test.journal._clock = lambda: time.time() + WRITING_SECONDS / 2
     await setting.under_test.journal.begin({MANIFEST_KEY: (digest_of(b"manifest"), "type")}, ["a", "b"])
     await ward.pause()
@@ -128,7 +128,7 @@ async def test_a_write_of_a_node_whose_clock_is_ahead_is_waited_for(setting: Ben
 
 
 async def test_it_is_not_quiet_before_every_process_knows(setting: Bench, ward: Ward) -> None:
-    """Those that send blobs hear of the pause within two seconds."""
+    """Processes that send blobs know of the pause within two seconds."""
     await ward.maintenance.pause("a", "", "user:ann")
     assert not await ward.is_quiet()
     ward.ahead_seconds += KNOWN_SECONDS
@@ -137,7 +137,7 @@ async def test_it_is_not_quiet_before_every_process_knows(setting: Bench, ward: 
 
 
 async def test_repair_of_a_paused_replica_ends_and_does_not_begin(setting: Bench, ward: Ward) -> None:
-    """A repair under way is waited for; what the replica comes to miss is left until it is resumed."""
+    """The pause waits for a running repair; later missing writes are left until the end of the pause."""
     await ward.pause()
     async with repair_lease(setting.under_test.store, "main", "a"):
         assert not await ward.is_quiet()
@@ -156,7 +156,7 @@ async def test_sending_blobs_for_longer_than_a_write_counts_ends_before_the_mani
     setting.a.gates["push_blob"] = gate
     writing = spawn(setting.under_test.put(LATEST, app.manifest, app.media_type), "push")
     await until(lambda: any(method == "push_blob" for method, *_ in setting.a.requests))
-    setting.replicas.down.add("a")  # as when the pause is heard of
+    setting.replicas.down.add("a")  # as when a process learns of the pause
     gate.set()
     await writing
     assert not setting.a.manifests
@@ -167,7 +167,7 @@ Arrange = Callable[[Bench], object]
 
 
 def miss(replica: str) -> Arrange:
-    """Have a replica be behind."""
+    """Make a replica miss a write."""
     return lambda setting: setting.under_test.journal.miss(MANIFEST_KEY, digest_of(b"manifest"), "type", replica)
 
 
@@ -196,7 +196,7 @@ async def test_a_replica_that_is_needed_is_not_paused(
 
 
 async def test_one_replica_at_a_time(setting: Bench, ward: Ward) -> None:
-    """The second pause is refused, of either; what is not paused cannot be resumed; then it goes on."""
+    """A second pause is refused, for either replica; a resume without a pause too; then the first one ends."""
     await ward.pause("a")
     for replica in ("a", "b"):
         with pytest.raises(PauseRefusedError, match="a of main is paused already, by user:ann"):
@@ -209,7 +209,7 @@ async def test_one_replica_at_a_time(setting: Bench, ward: Ward) -> None:
 
 
 async def test_the_pause_of_a_replica_that_is_configured_no_more_ends_with_it(setting: Bench, ward: Ward) -> None:
-    """It keeps nobody from pausing another one."""
+    """The pause of a removed replica does not prevent the pause of another."""
     await ward.pause("a")
     setting.replicas.replicas = [setting.b, setting.a.__class__(name="c")]
     assert await ward.maintenance.find() is None
@@ -217,7 +217,7 @@ async def test_the_pause_of_a_replica_that_is_configured_no_more_ends_with_it(se
 
 
 async def test_a_refusal_of_all_is_still_taken_back_during_a_pause(setting: Bench, ward: Ward) -> None:
-    """The replicas that may be written to decide, and nothing of a refused push stays on record."""
+    """The writable replicas decide, and no part of a refused push stays on record."""
     app = image(b"layer")
     await ward.pause()
     setting.b.errors["put_manifest"] = RegistryError(ErrorCode.MANIFEST_INVALID, "no")
@@ -229,7 +229,7 @@ async def test_a_refusal_of_all_is_still_taken_back_during_a_pause(setting: Benc
 
 
 async def test_a_registry_that_remembers_what_is_gone_stays_paused(setting: Bench, ward: Ward) -> None:
-    """It answers for the blob that was left there, and cannot give it: only by force it is written to again."""
+    """A registry that answers for a deleted blob, and cannot serve it, is resumed only by force."""
     await ward.pause()
     setting.a.cuts.append(3)
     with pytest.raises(PauseRefusedError, match="restart the registry"):
@@ -241,7 +241,7 @@ async def test_a_registry_that_remembers_what_is_gone_stays_paused(setting: Benc
 
 @pytest.mark.parametrize("fate", ["collected", "kept", "away", "refused"])
 async def test_a_registry_is_resumed_unless_it_is_known_to_remember(setting: Bench, ward: Ward, fate: str) -> None:
-    """Whether it collected the blob, kept it, does not answer, or never took one; a blob that it kept is deleted."""
+    """It is resumed if it collected the blob, kept it, did not answer, or never took one; a kept blob is deleted."""
     if fate == "refused":
         setting.a.errors["push_blob"] = RegistryError(ErrorCode.DENIED, "no", status=403)
     await ward.pause()

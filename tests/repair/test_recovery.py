@@ -1,4 +1,4 @@
-"""After the store came back empty: what nodes know is on record again, and the replicas are compared."""
+"""After an empty store: the knowledge of nodes is on record again, and the replicas are compared."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 
 
 def recovery(setting: Bench) -> Recovery:
-    """Return what recovers the upstream of a bench, on a node that knows what was pushed through it."""
+    """Return the recovery of a bench's upstream, on a node that knows the pushes through it."""
     store, journal = setting.under_test.store, setting.under_test.journal
 
     def known(upstream: str) -> list[tuple[Repository, Digest]]:
@@ -44,7 +44,7 @@ async def lose_store(setting: Bench, noticed_at: float = 1.0) -> None:
 
 
 def same(setting: Bench) -> bool:
-    """Tell whether both replicas hold the same, but for what the product leaves at each of them."""
+    """Tell whether both replicas hold the same, apart from the product's own objects."""
     tables = [
         {key: value for key, value in table.items() if key[0] != SENTINELS}
         for one in (setting.a, setting.b)
@@ -54,12 +54,12 @@ def same(setting: Bench) -> bool:
 
 
 async def recorded(setting: Bench) -> set[str]:
-    """Return the manifests on record."""
+    """Return the recorded manifests."""
     return {record.key for record in await setting.under_test.store.list(Table.MANIFESTS)}
 
 
 async def is_lost(setting: Bench) -> bool:
-    """Tell whether the replicas are to be compared after a loss."""
+    """Tell whether a comparison after a loss is due."""
     return await setting.under_test.store.get(Table.META, LOSS_KEY) is not None
 
 
@@ -81,7 +81,7 @@ async def test_a_manifest_whose_tag_has_moved_survives_the_loss_of_the_store_and
 
 
 async def test_what_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Bench) -> None:
-    """A node may not have heard yet that a manifest was deleted, or that all replicas have collected it."""
+    """Manifests that were deleted, or collected by all replicas, are not recorded by a node that does not know it."""
     deleted, missed, gone, held = [await push(setting, image(content)) for content in (b"1", b"2", b"3", b"4")]
     await lose_store(setting)
     await setting.under_test.store.commit(
@@ -97,7 +97,7 @@ async def test_what_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Be
 
 
 async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Bench) -> None:
-    """A node that was away, or stood still, while others compared, tells what it knows when it is back."""
+    """A node that was away, or hung, while others compared, adds its knowledge at its return."""
     missing = await push(setting, image(b"1"))
     del setting.b.manifests[REPOSITORY, missing.digest]
     await lose_store(setting)
@@ -121,7 +121,7 @@ async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Be
 async def test_a_comparison_does_not_answer_for_a_loss_that_came_after_it_began(
     setting: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was compared before Redis was emptied once more proves nothing."""
+    """A comparison from before another loss proves nothing."""
     await push(setting, image(b"1"), "latest")
     await lose_store(setting, noticed_at=1.0)
     compare = Verifier.compare
@@ -139,7 +139,7 @@ async def test_a_comparison_does_not_answer_for_a_loss_that_came_after_it_began(
 async def test_a_storage_from_before_the_loss_is_told_from_what_its_replica_is_now(
     setting: Bench, storage: str
 ) -> None:
-    """Nothing is on record that it could contradict, but each replica got a new sentinel."""
+    """No record contradicts the older storage, but each replica got a new sentinel."""
     await Inspection(
         store=setting.under_test.store, journal=setting.under_test.journal, recorded=["main"]
     ).leave_sentinels(setting.replicas)

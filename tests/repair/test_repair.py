@@ -1,4 +1,4 @@
-"""Repair by the journal: what a replica missed, in which order, from where, and what cannot be repaired."""
+"""Repair by the journal: the missed writes, their order and sources, and those that cannot be repaired."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ class Workshop:
         return await self.repairer.repair(self._setting.b)
 
     def counts(self) -> Counter[str]:
-        """Return how many keys came to which outcome."""
+        """Return the number of keys by outcome."""
         return Counter(event.outcome for event in self.observer.found(KeyRepair))
 
 
@@ -89,7 +89,7 @@ def same(setting: Bench) -> bool:
 
 
 async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
-    """Blobs, children, index and tags reach it, each after what it refers to; nothing stays open or pinned."""
+    """Blobs, children, index and tags reach it, each after its references; nothing stays open or pinned."""
     await push(setting, image(b"before"), "latest")
     setting.replicas.down.add("b")
     children = [await push(setting, image(layer)) for layer in (b"1", b"2")]
@@ -108,7 +108,7 @@ async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop
 
 
 async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop, caplog: pytest.LogCaptureFixture) -> None:
-    """The only replica that took a push is lost: our pinned copies of blobs and manifest are what the other gets."""
+    """When the only replica with a push is lost, the other one gets our pinned copies of blobs and manifest."""
     caplog.set_level(logging.INFO)
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"), "latest")
@@ -122,7 +122,7 @@ async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop, cap
 
 
 async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
-    """Manifest, its tags and a blob go there, too; a tag that it had older goes without the manifest it was on."""
+    """Manifest, tags and a blob are removed there too; an older tag goes without the manifest that it was on."""
     old = await push(setting, image(b"old"), "moved", "kept")
     gone = await push(setting, image(b"gone"), "v1")
     setting.replicas.down.add("b")
@@ -140,7 +140,7 @@ async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, worksho
 async def test_a_tag_of_a_deleted_manifest_stays_deleted_when_it_is_pushed_again(
     setting: Bench, workshop: Workshop
 ) -> None:
-    """The replica that missed the delete still has the old tag: neither answered nor left there."""
+    """A replica that missed the delete still has the old tag: it is neither served nor left there."""
     app = await push(setting, image(b"app"), "v1")
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
@@ -153,7 +153,7 @@ async def test_a_tag_of_a_deleted_manifest_stays_deleted_when_it_is_pushed_again
 
 
 async def test_a_repair_that_died_goes_on(setting: Bench, workshop: Workshop) -> None:
-    """Killed between two keys: the next one does the rest; done keys are not done again."""
+    """After a kill between two keys the next repair does the rest; done keys are not done again."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1", b"2"), "latest")
     setting.b.gates["put_manifest"] = asyncio.Event()
@@ -172,7 +172,7 @@ async def test_a_repair_that_died_goes_on(setting: Bench, workshop: Workshop) ->
 
 
 async def test_blobs_are_sent_several_at_a_time(setting: Bench, workshop: Workshop) -> None:
-    """A far registry is not waited for blob by blob; no manifest goes before the last of them."""
+    """The blobs for a far registry go in parallel; no manifest goes before the last of them."""
     setting.replicas.down.add("b")
     await push(setting, image(*(b"%d" % number for number in range(9))), "latest")
     setting.b.gates["push_blob"] = asyncio.Event()
@@ -187,7 +187,7 @@ async def test_blobs_are_sent_several_at_a_time(setting: Bench, workshop: Worksh
 async def test_without_the_store_a_repair_ends(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first key that cannot be confirmed ends it, as the store's failure; nothing is left running."""
+    """The first key that cannot be confirmed ends it, as a failure of the store; nothing is left running."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1", b"2"), "latest")
 
@@ -204,7 +204,7 @@ async def test_without_the_store_a_repair_ends(
 async def test_two_do_not_repair_a_replica_at_once(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one is at it the other waits, and gives up its turn after a while."""
+    """A second repair of a replica waits for the first, and gives up after a while."""
     monkeypatch.setattr("registry_proxy.store.sqlite.LEASE_PATIENCE_SECONDS", 0.1)
     setting.replicas.down.add("b")
     await push(setting, image(b"1"), "latest")
@@ -221,7 +221,7 @@ async def test_two_do_not_repair_a_replica_at_once(
 async def test_a_newcomer_that_another_process_took_in_is_not_compared_again(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever waited for its turn looks anew: a comparison of all repositories costs the registries a lot."""
+    """A process that waited for its turn looks again: a comparison of all repositories is expensive."""
     await push(setting, image(b"1"), "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await setting.under_test.store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
@@ -247,7 +247,7 @@ async def test_a_newcomer_that_another_process_took_in_is_not_compared_again(
 
 
 async def test_a_push_that_comes_between_wins(setting: Bench, workshop: Workshop) -> None:
-    """A tag is moved while its repair waits for the lease: what is repaired is what it is then."""
+    """A tag that moves while its repair waits for the lease is repaired to its new value."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1"), "latest")
     setting.replicas.down.clear()
@@ -258,7 +258,7 @@ async def test_a_push_that_comes_between_wins(setting: Bench, workshop: Workshop
 
 
 async def test_what_fails_is_told_and_tried_again(setting: Bench, workshop: Workshop) -> None:
-    """One key that cannot be repaired holds up none of the others, and stays open until it can be."""
+    """A key that cannot be repaired delays no other, and stays open until it can be."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1"), "latest")
     setting.b.errors["push_blob"] = UpstreamUnavailableError("no space left on its device")
@@ -273,7 +273,7 @@ async def test_what_fails_is_told_and_tried_again(setting: Bench, workshop: Work
 
 
 async def abandon(setting: Bench, *keys: IntentKey) -> None:
-    """Let a minute pass for writes that nobody will conclude."""
+    """Let the minute pass after which a write counts as abandoned."""
     for record in await setting.under_test.store.list(Table.INTENTS):
         if parse_key(record.key) in keys:
             assert record.value["writing_until"] > WRITING_SECONDS
@@ -297,7 +297,7 @@ async def begin_and_die(setting: Bench, parts: Parts, tag: str) -> None:
 async def test_a_delete_whose_node_died_midway_is_completed(
     setting: Bench, workshop: Workshop, deleted_at: str
 ) -> None:
-    """Wherever the manifest was deleted already: it goes everywhere, with the records of it and its tags."""
+    """A delete done at any replica is done at all of them, with the records of the manifest and its tags."""
     gone = await push(setting, image(b"gone"), "latest")
     kept = await push(setting, image(b"kept"), "v2")
     key = IntentKey(ROUTED, IntentKind.MANIFEST, str(gone.digest))
@@ -317,7 +317,7 @@ async def test_a_delete_whose_node_died_midway_is_completed(
 
 
 async def test_a_push_whose_node_died_midway_is_rolled_forward(setting: Bench, workshop: Workshop) -> None:
-    """One replica has it: the other gets it, and the tag is told again."""
+    """One replica has it: the other gets it, and the tag is served again."""
     await push(setting, image(b"old"), "latest")
     new = image(b"new")
     for blob in new.blobs:
@@ -333,7 +333,7 @@ async def test_a_push_whose_node_died_midway_is_rolled_forward(setting: Bench, w
 
 
 async def test_a_push_whose_node_died_before_any_replica_is_taken_back(setting: Bench, workshop: Workshop) -> None:
-    """Nobody has its manifest: its intents and records go, and the tag is what it was; who was behind still is."""
+    """No replica has the manifest: intents and records are removed, and the tag keeps its value; old marks stay."""
     setting.replicas.down.add("b")
     old = await push(setting, image(b"old"), "latest")
     await begin_and_die(setting, image(b"new"), "latest")
@@ -348,7 +348,7 @@ async def test_a_push_whose_node_died_before_any_replica_is_taken_back(setting: 
 
 
 async def test_while_a_replica_is_away_nothing_is_taken_back(setting: Bench, workshop: Workshop) -> None:
-    """It may be the one that has the manifest."""
+    """The absent replica may be the one with the manifest."""
     await begin_and_die(setting, image(b"new"), "latest")
     setting.replicas.down.add("a")
     assert not await workshop.repairer.repair(setting.b)
@@ -356,7 +356,7 @@ async def test_while_a_replica_is_away_nothing_is_taken_back(setting: Bench, wor
 
 
 async def test_a_write_that_is_under_way_is_left_alone(setting: Bench, workshop: Workshop) -> None:
-    """Its intents name every replica, and it is its own business until its time is over."""
+    """Its intents name every replica, and repair ignores them until the time of the write is over."""
     new = image(b"new")
     await setting.under_test.journal.begin(
         {IntentKey(ROUTED, IntentKind.TAG, "latest"): (new.digest, new.media_type)}, ["a", "b"]
@@ -368,7 +368,7 @@ async def test_a_write_that_is_under_way_is_left_alone(setting: Bench, workshop:
 
 
 async def test_pins_that_another_node_made_needless_go(setting: Bench, workshop: Workshop) -> None:
-    """A pin of content that no open intent speaks of is released with the next repair."""
+    """A pin of content that no open intent names is released with the next repair."""
     stray = digest_of(b"stray")
     setting.spool.pin(stray)
     setting.replicas.down.add("b")
@@ -380,7 +380,7 @@ async def test_pins_that_another_node_made_needless_go(setting: Bench, workshop:
 async def test_pins_go_also_where_others_do_all_repairs(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is pending, and a pin that no open intent speaks of is released all the same."""
+    """With nothing pending, a pin that no open intent names is released all the same."""
     monkeypatch.setattr("registry_proxy.repair.kept._PAUSE_SECONDS", 0.01)
     setting.spool.pin(digest_of(b"stray"))
     running = asyncio.get_running_loop().create_task(workshop.repairer.run())
@@ -390,7 +390,7 @@ async def test_pins_go_also_where_others_do_all_repairs(
 
 
 async def test_a_replica_is_repaired_as_soon_as_it_is_up(setting: Bench, workshop: Workshop) -> None:
-    """Without anybody's command."""
+    """The repair starts without a command."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1"), "latest")
     running = asyncio.get_running_loop().create_task(workshop.repairer.run())
@@ -405,12 +405,12 @@ async def test_a_replica_is_repaired_as_soon_as_it_is_up(setting: Bench, worksho
 
 
 def without_leases(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every lease given at once: so it is for a node that stood still for longer than a lease lasts."""
+    """Grant every lease immediately, as for a node that hung for longer than a lease lasts."""
     monkeypatch.setattr(setting.under_test.store, "lease", lambda _: contextlib.nullcontext())
 
 
 def before(replica: MemoryReplica, method: str, act: Callable[[], Awaitable[object]]) -> None:
-    """Have something happen before the next call of a method reaches a replica: the call comes late."""
+    """Run a function before the next call of a method reaches a replica: the call is late."""
     call = getattr(replica, method)
 
     async def late(*arguments: object) -> None:
@@ -424,7 +424,7 @@ def before(replica: MemoryReplica, method: str, act: Callable[[], Awaitable[obje
 async def test_a_late_delete_of_a_repair_takes_no_newer_push(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another node pushed and acknowledged meanwhile is on record as missing, and is there in the end."""
+    """A push that another node made and acknowledged meanwhile is recorded as missing, and there in the end."""
     without_leases(setting, monkeypatch)
     app = await push(setting, image(b"layer"), "latest")
     setting.replicas.down.add("b")
@@ -440,7 +440,7 @@ async def test_a_late_delete_of_a_repair_takes_no_newer_push(
 async def test_a_late_tag_of_a_repair_is_not_the_newest(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tag that was moved on meanwhile is not answered by the replica that has the older one, and is put right."""
+    """A tag moved meanwhile is not served by the replica with the older one, and is repaired."""
     without_leases(setting, monkeypatch)
     old, new = image(b"old"), image(b"new")
     setting.replicas.down.add("b")
@@ -467,7 +467,7 @@ async def test_a_late_tag_of_a_repair_is_not_the_newest(
 async def test_a_late_push_is_not_the_newest(
     setting: Bench, workshop: Workshop, monkeypatch: pytest.MonkeyPatch, *, newer_is_over: bool
 ) -> None:
-    """A push that reaches a replica after a newer one of its tag leaves a mark there, also while that goes on."""
+    """A push that reaches a replica after a newer one of its tag leaves a mark there, also during that one."""
     without_leases(setting, monkeypatch)
     old, new = image(b"old"), image(b"new")
     await push(setting, old)

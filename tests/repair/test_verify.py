@@ -1,4 +1,4 @@
-"""Comparing replicas without the journal, and what is entered into it."""
+"""Comparisons of replicas without the journal, and their entries into it."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ async def compare(
 
 
 def put_past(replica: MemoryReplica, parts: Parts, *tags: str) -> Parts:
-    """Put an image into one replica past us."""
+    """Put an image into one replica past the proxy."""
     for blob in parts.blobs:
         replica.add_blob(REPOSITORY, blob)
     replica.add_manifest(REPOSITORY, parts.manifest)
@@ -48,17 +48,17 @@ def put_past(replica: MemoryReplica, parts: Parts, *tags: str) -> Parts:
 
 
 def is_equal(comparison: Comparison) -> bool:
-    """Tell whether a comparison came to its end and found nothing that differs."""
+    """Tell whether a comparison was completed and found no difference."""
     return not comparison.error and not comparison.differing
 
 
 def found(comparison: Comparison) -> set[tuple[IntentKind, str, str | None]]:
-    """Return what differs, or is lost: kind, name, replica."""
+    """Return the differences and losses: kind, name, replica."""
     return {(one.key.kind, one.key.name, one.replica) for one in comparison.differences}
 
 
 async def test_equal_replicas_do_not_differ(setting: Bench) -> None:
-    """An image with a tag, one by digest alone and an index: all is compared, nothing found."""
+    """An image with a tag, one by digest alone and an index are compared, and no difference is found."""
     await push(setting, image(b"1"), "latest")
     await push(setting, index(await push(setting, image(b"2"))))
     comparison = await compare(setting)
@@ -67,7 +67,7 @@ async def test_equal_replicas_do_not_differ(setting: Bench) -> None:
 
 
 async def test_what_is_being_written_does_not_differ(setting: Bench) -> None:
-    """A push that one replica has taken and the other not yet: who pushes on and on keeps no replica out by that."""
+    """A push that only one replica has taken yet is no difference: endless pushes keep no replica out."""
     await push(setting, image(b"1"), "latest")
     new = image(b"2")
     for blob in new.blobs:
@@ -96,7 +96,7 @@ async def test_what_was_written_meanwhile_does_not_differ(setting: Bench, monkey
 
 
 async def test_an_empty_replica_is_filled(setting: Bench) -> None:
-    """Of what is tagged, and of what was pushed through us by digest, nothing is missing after the repair."""
+    """After the repair no tagged content, and no content pushed through the proxy by digest, is missing."""
     child = await push(setting, image(b"1"))
     await push(setting, index(child), "latest")
     put_past(setting.a, image(b"past us"), "old")
@@ -114,7 +114,7 @@ async def test_an_empty_replica_is_filled(setting: Bench) -> None:
 
 
 async def test_the_journal_decides_about_a_tag_where_it_knows(setting: Bench) -> None:
-    """One replica has the tag as it was pushed through us, the other was changed past us."""
+    """Of a tag pushed through the proxy and changed past it at one replica, the recorded value counts."""
     ours = await push(setting, image(b"ours"), "latest")
     put_past(setting.b, image(b"theirs"), "latest")
     comparison = await compare(setting, repair=True)
@@ -125,7 +125,7 @@ async def test_the_journal_decides_about_a_tag_where_it_knows(setting: Bench) ->
 
 
 async def test_a_tag_that_only_the_replicas_know_is_asked_about(setting: Bench) -> None:
-    """They disagree: nothing is done, both digests are told; with a preferred replica it is as that one says."""
+    """For a disagreement both digests are reported, and nothing is done; a preferred replica decides it."""
     one, two = put_past(setting.a, image(b"1"), "latest"), put_past(setting.b, image(b"2"), "latest")
     comparison = await compare(setting, repair=True)
     assert comparison.undecided == 2
@@ -140,7 +140,7 @@ async def test_a_tag_that_only_the_replicas_know_is_asked_about(setting: Bench) 
 
 
 async def test_nothing_is_deleted(setting: Bench) -> None:
-    """What only one replica has goes to the other."""
+    """A content of one replica alone goes to the other."""
     put_past(setting.a, image(b"1"), "a")
     put_past(setting.b, image(b"2"), "b")
     await compare(setting, repair=True)
@@ -155,7 +155,7 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
 
 
 async def test_what_is_lost_is_told(setting: Bench) -> None:
-    """On record, and no replica has it: manifest and tag are named once each, and nothing is entered to be repaired."""
+    """A recorded content that no replica has is reported once with manifest and tag, and not entered for repair."""
     gone = await push(setting, image(b"1"), "latest")
     for replica in (setting.a, setting.b):
         replica.manifests.clear()
@@ -166,7 +166,7 @@ async def test_what_is_lost_is_told(setting: Bench) -> None:
 
 
 async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest on record that a client deletes while it is compared is absent everywhere, and rightly so."""
+    """A recorded manifest that a client deletes during the comparison is absent everywhere, and not lost."""
     gone = await push(setting, image(b"1"), "latest")
     verifier = setting.verifier()
     fetch = verifier._tags
@@ -194,7 +194,7 @@ async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:
 
 
 async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was found of a tag is not entered when a push has moved it since."""
+    """A difference of a tag is not entered when a push has moved the tag since."""
     old = put_past(setting.a, image(b"old"), "latest")
     new = image(b"new")
     verifier = setting.verifier()
@@ -212,14 +212,14 @@ async def test_a_push_between_finding_and_entering_wins(setting: Bench, monkeypa
 
 
 async def test_a_replica_that_is_away_cannot_be_compared(setting: Bench) -> None:
-    """It is named; nothing is found, nothing is equal."""
+    """The replica that is away is named; nothing is found, and nothing counts as equal."""
     setting.replicas.down.add("b")
     comparison = await compare(setting)
     assert (is_equal(comparison), "b" in comparison.error) == (False, True)
 
 
 async def test_replicas_over_one_store_are_equal(setting: Bench) -> None:
-    """There is nothing to compare."""
+    """Replicas over one store are not compared."""
     setting.replicas.storage = StorageKind.SHARED
     assert is_equal(await compare(setting))
     assert setting.a.requests == []
@@ -229,14 +229,14 @@ async def test_replicas_over_one_store_are_equal(setting: Bench) -> None:
 
 
 async def make_newcomer(setting: Bench) -> None:
-    """Have b configured anew beside a, which was there before."""
+    """Configure b as new beside a, which was there before."""
     await setting.under_test.journal.roster.note()
     store = setting.under_test.store
     await store.commit([Change(Table.META, "members/main", {"names": ["a"]})])
 
 
 async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting: Bench) -> None:
-    """It is asked for no tag, its 404 does not count; empty, it is filled and taken in without any command."""
+    """A newcomer serves no tags, and its 404 does not count; an empty one is filled and accepted by itself."""
     app = await push(setting, image(b"1"), "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
@@ -253,7 +253,7 @@ async def test_a_newcomer_is_behind_in_everything_until_it_was_compared(setting:
 
 
 async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: Bench) -> None:
-    """What it alone has is neither spread nor deleted by itself, and it stays behind, with the reason."""
+    """Contents that it alone has are neither copied nor deleted by themselves; it stays behind, with the reason."""
     await push(setting, image(b"1"), "latest")
     put_past(setting.b, image(b"its own"), "own")
     await make_newcomer(setting)
@@ -265,7 +265,7 @@ async def test_a_newcomer_with_contents_of_its_own_waits_for_a_person(setting: B
 
 
 async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest that its only replica answers with 500, which anybody may have pushed, is left; the rest comes."""
+    """A manifest that its only replica answers with 500, which anybody can push, is left out; the rest is copied."""
     app = await push(setting, image(b"1"), "latest")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     bad = put_past(setting.a, image(b"bad"), "bad")
@@ -286,7 +286,7 @@ async def test_one_object_that_fails_keeps_no_newcomer_out(setting: Bench, monke
 
 
 def failure(repository: str, rest: str, *, is_held: bool) -> Failure:
-    """Return a failure of a replica to answer for something in a repository."""
+    """Return a failure of a replica to answer for a content in a repository."""
     routed = RoutedRepository("main", Repository(repository))
     return Failure(f"{routed}{rest}", routed, "a", "it answers 500", is_held=is_held)
 
@@ -301,7 +301,7 @@ def failure(repository: str, rest: str, *, is_held: bool) -> Failure:
     ids=["a list", "many", "in many namespaces"],
 )
 def test_much_that_fails_keeps_a_newcomer_out(keys: list[tuple[str, str]]) -> None:
-    """A list, more contents than single ones, or some of several owners: then the storage fails."""
+    """A failing list, many failing contents, or some of several owners mean a failing storage."""
     comparison = Comparison(0.0)
     for repository, rest in keys:
         comparison.fail(failure(repository, rest, is_held=True))
@@ -312,7 +312,7 @@ def test_much_that_fails_keeps_a_newcomer_out(keys: list[tuple[str, str]]) -> No
 
 
 def test_few_contents_that_fail_are_no_doubt() -> None:
-    """Contents and tags of few owners fail by themselves, however few there are."""
+    """Failing contents and tags of few owners are failures of these objects, however few there are."""
     comparison = Comparison(0.0)
     for repository, rest in {
         "team/app": ":v1",
@@ -324,7 +324,7 @@ def test_few_contents_that_fail_are_no_doubt() -> None:
 
 
 async def test_members_are_noted_once_and_leave_with_the_configuration(setting: Bench) -> None:
-    """The first start takes all as they are; who is not configured any more comes back as a newcomer."""
+    """The first start accepts all replicas; one that was removed from the configuration returns as a newcomer."""
     journal, store = setting.under_test.journal, setting.under_test.store
     await journal.roster.note()
     assert (await store.list(Table.META, "members/"))[0].value == {"names": ["a", "b"]}
@@ -354,7 +354,7 @@ def referrer(about: str) -> Parts:
 
 
 def list_past(replica: MemoryReplica, *artifacts: Parts) -> None:
-    """Put artifacts into one replica past us, and an index of them under the fallback tag."""
+    """Put artifacts into one replica past the proxy, and an index of them under the fallback tag."""
     entries = []
     for parts in artifacts:
         put_past(replica, parts)
@@ -365,13 +365,13 @@ def list_past(replica: MemoryReplica, *artifacts: Parts) -> None:
 
 
 def listed(replica: MemoryReplica) -> set[Digest]:
-    """Return what a replica lists under the fallback tag."""
+    """Return the entries under a replica's fallback tag."""
     return {one.digest for one in parse_referrers(replica.manifests[REPOSITORY, replica.tags[REPOSITORY, LIST]].body)}
 
 
 @pytest.mark.parametrize("is_recorded", [True, False])
 async def test_unlike_lists_of_referrers_are_merged(setting: Bench, *, is_recorded: bool) -> None:
-    """Neither list is the right one, also where one was made through us: afterwards both replicas have all of both."""
+    """Neither list is the right one, also where the proxy made one: afterwards both replicas have all of both."""
     ours, theirs, shared = referrer("ours"), referrer("theirs"), referrer("shared")
     for replica in (setting.a, setting.b):
         put_past(replica, shared)
@@ -393,7 +393,7 @@ async def test_unlike_lists_of_referrers_are_merged(setting: Bench, *, is_record
 
 
 async def test_a_list_that_cannot_be_merged_is_left_as_it_is(setting: Bench) -> None:
-    """It is told, and no entry of it is written over."""
+    """It is reported, and no entry of it is overwritten."""
     list_past(setting.a, referrer("ours"))
     list_past(setting.b, referrer("theirs"))
     for replica in (setting.a, setting.b):
@@ -404,7 +404,7 @@ async def test_a_list_that_cannot_be_merged_is_left_as_it_is(setting: Bench) -> 
 
 
 async def test_referrers_that_no_tag_leads_to_are_compared(setting: Bench) -> None:
-    """What one replica lists by its referrers API alone, pushed past us, is brought to the other one."""
+    """Entries that only one replica's referrers API lists, pushed past the proxy, are copied to the other one."""
     setting.a.has_referrers = setting.b.has_referrers = True
     await push(setting, image(b"1"), "latest")
     subject = setting.a.tags[REPOSITORY, LATEST]

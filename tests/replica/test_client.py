@@ -1,4 +1,4 @@
-"""One replica over HTTP: what is sent, what is believed, and what its errors become."""
+"""One replica over HTTP: the requests, the checks of its answers, and the errors."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ PIECE_BYTES = 100_000
 
 
 def manifest_of(*blobs: bytes) -> Manifest:
-    """Return an image manifest whose config and layers are these blobs."""
+    """Return an image manifest with the given blobs as config and layers."""
     config, *layers = [
         {"mediaType": BLOB_MEDIA_TYPE, "digest": str(digest_of(blob)), "size": len(blob)} for blob in blobs
     ]
@@ -54,7 +54,7 @@ def in_pieces(content: bytes) -> Callable[[], AsyncIterator[bytes]]:
 
 
 async def push(client: HttpReplicaClient, repository: Repository, tag: str, *blobs: bytes) -> Manifest:
-    """Push an image of these blobs."""
+    """Push an image of the given blobs."""
     for blob in blobs:
         await client.push_blob(repository, Descriptor(BLOB_MEDIA_TYPE, digest_of(blob), len(blob)), in_pieces(blob))
     manifest = manifest_of(*blobs)
@@ -82,7 +82,7 @@ async def test_a_real_registry_takes_and_gives_everything(start_registry: StartR
         assert await client.mount_blob(other, digest, REPOSITORY)
         assert not await client.mount_blob(other, digest_of(b"absent"), REPOSITORY)
         sha512 = Digest("sha512", hashlib.sha512(CONTENT).hexdigest())
-        assert not await client.mount_blob(other, sha512, REPOSITORY)  # it says so, and does not find it by that then
+        assert not await client.mount_blob(other, sha512, REPOSITORY)  # that digest finds nothing
         location = await client.start_upload(other)
         location = await client.append_upload(location, in_pieces(b"one ")(), 4)
         location = await client.append_upload(location, in_pieces(b"two")(), None)
@@ -97,7 +97,7 @@ async def test_a_real_registry_takes_and_gives_everything(start_registry: StartR
 
 
 async def test_what_a_real_registry_does_not_have_is_told_by_its_code(start_registry: StartRegistry) -> None:
-    """HEAD and GET of what is absent raise the spec's 404 codes, with a detail."""
+    """HEAD and GET of an absent object raise the spec's 404 codes, with a detail."""
     registry = start_registry()
     absent = digest_of(b"absent")
     async with open_client(registry.url) as client:
@@ -124,7 +124,7 @@ async def test_what_a_real_registry_does_not_have_is_told_by_its_code(start_regi
 
 
 async def test_a_refused_manifest_keeps_code_and_missing_digests(start_registry: StartRegistry) -> None:
-    """The 400 of a real registry says which blobs are missing: the error's detail holds their digests."""
+    """The 400 of a real registry names the missing blobs: the error's detail holds their digests."""
     registry = start_registry()
     async with open_client(registry.url) as client:
         for blobs in ((b"c",), (b"c", b"layer one", b"layer two")):
@@ -136,7 +136,7 @@ async def test_a_refused_manifest_keeps_code_and_missing_digests(start_registry:
 
 
 async def test_a_foreign_layer_is_refused_with_400_not_500(start_registry: StartRegistry) -> None:
-    """Distribution 2.8.2 answers 500 with manifest codes inside: that is the manifest's fault, not the replica's."""
+    """Distribution 2.8.2 answers 500 with manifest codes inside: a fault of the manifest, not of the replica."""
     registry = start_registry()
     foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
     async with open_client(registry.url) as client:
@@ -167,7 +167,7 @@ async def test_a_registry_that_does_not_delete_says_unsupported(start_registry: 
 
 
 async def test_a_real_registry_deletes_a_tag_alone(start_registry: StartRegistry) -> None:
-    """The tag goes, the manifest and its other tag stay, nothing else is left there; a second time changes nothing."""
+    """The tag is removed, the manifest and its other tag stay, nothing else is left; a second delete is no change."""
     registry = start_registry()
     async with open_client(registry.url) as client:
         manifest = await push(client, REPOSITORY, "1", b"config")
@@ -202,11 +202,11 @@ async def test_a_registry_that_deletes_tags_is_asked_to() -> None:
 
 
 TAG_DELETE = Fault("/manifests/1$", "DELETE", status=400)
-"""distribution 2.8 takes the tag for a digest that is none."""
+"""distribution 2.8 takes the tag for an invalid digest."""
 
 
 async def test_a_tag_on_its_way_out_is_absent() -> None:
-    """Between the two steps that stand for the delete of a tag, and after a death there, it is neither old nor new."""
+    """Between the two steps of a tag's delete, and after a death there, the tag is neither old nor new."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, manifest_of(b"config").body, "1", "2")
         registry.inject(TAG_DELETE)
@@ -215,7 +215,7 @@ async def test_a_tag_on_its_way_out_is_absent() -> None:
         registry.inject(Fault(placeholder, "DELETE", times=1, status=404))
         task = spawn(client.delete_tag(REPOSITORY, TAG), "delete of a tag")
         await registry.wait_for("DELETE", placeholder, count=2)
-        for omitted in ((), ("Docker-Content-Digest",)):  # asked by HEAD, and by GET where that does not tell
+        for omitted in ((), ("Docker-Content-Digest",)):  # asked by HEAD, and by GET where HEAD is not enough
             registry.inject(Fault("/manifests/1$", "HEAD", omit=omitted))
             with pytest.raises(RegistryError) as refused:
                 await client.resolve_tag(REPOSITORY, TAG)
@@ -223,12 +223,12 @@ async def test_a_tag_on_its_way_out_is_absent() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         registry.faults = [TAG_DELETE]
-        await client.delete_tag(REPOSITORY, TAG)  # by whoever comes after a death
+        await client.delete_tag(REPOSITORY, TAG)  # by the next process after a death
         assert list(registry.of(REPOSITORY).tags) == ["2"]
 
 
 async def test_a_tag_whose_delete_is_refused_midway_is_what_it_was() -> None:
-    """A registry that takes the placeholder and then refuses to delete it gets the manifest back under the tag."""
+    """A registry that accepts the placeholder and then refuses to delete it gets the manifest back under the tag."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_manifest(REPOSITORY, manifest_of(b"config").body, "1")
         registry.inject(TAG_DELETE)
@@ -262,7 +262,7 @@ async def test_an_upload_that_is_gone_is_unknown(start_registry: StartRegistry) 
 
 
 async def test_every_request_asks_for_plain_bytes_and_carries_the_request_id() -> None:
-    """Accept-Encoding is identity, manifests are asked for with the full Accept, X-Request-ID goes along."""
+    """Accept-Encoding is identity, manifests are requested with the full Accept, X-Request-ID is passed on."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, b"{}", "1")
         token = request_id.set("abc-1")
@@ -278,7 +278,7 @@ async def test_every_request_asks_for_plain_bytes_and_carries_the_request_id() -
 
 
 async def test_path_and_query_of_a_location_survive_byte_for_byte() -> None:
-    """What the registry wrote into its Location comes back unchanged; its host does not count."""
+    """The path and query of a registry's Location are used unchanged; its host does not count."""
     query = "_state=a%2Fb%3D%3d+c%20~'()&x=%C3%A4&y"
     path = f"/v2/{REPOSITORY}/blobs/uploads/1234"
     async with FakeRegistry() as registry, open_client(registry.url) as client:
@@ -301,7 +301,7 @@ async def test_path_and_query_of_a_location_survive_byte_for_byte() -> None:
 
 
 async def test_a_base_url_with_a_path_is_put_before_everything() -> None:
-    """A registry under a path is asked there, whether its Locations name that path or not."""
+    """A registry under a path is called there, whether its Locations name that path or not."""
     async with FakeRegistry() as registry, open_client(f"{registry.url}/docker/") as client:
         under = f"/docker/v2/{REPOSITORY}/blobs/uploads/"
         for location in (f"/v2/{REPOSITORY}/blobs/uploads/1?a=b", f"{under}1?a=b"):
@@ -349,7 +349,7 @@ async def test_a_manifest_beyond_the_limit_is_not_read() -> None:
 
 
 async def test_a_page_of_html_is_neither_blob_nor_manifest_nor_absence() -> None:
-    """A sign-in page with 200, and a load balancer's 404, are a 502: nobody said that the content is absent."""
+    """A sign-in page with 200, and a load balancer's 404, are a 502: neither proves that the content is absent."""
     digest = digest_of(b"x")
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(html=True))
@@ -369,7 +369,7 @@ async def test_a_page_of_html_is_neither_blob_nor_manifest_nor_absence() -> None
 
 
 async def test_a_blob_from_an_offset_is_taken_only_from_exactly_there() -> None:
-    """206 must begin where it was asked to; 200 to a Range is the whole, told by offset 0."""
+    """A 206 must begin at the requested offset; a 200 to a Range is the whole, marked by offset 0."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, CONTENT)
         registry.inject(Fault("blobs", ignore_range=True, times=1))
@@ -434,7 +434,7 @@ async def test_nobody_listening_is_told_as_connect() -> None:
 
 
 async def test_no_headers_in_time_is_a_timeout_and_no_bytes_in_time_a_stall() -> None:
-    """Each wait has its deadline; the outcome says which it was."""
+    """Each wait has its deadline; the outcome says which one ended it."""
     observer = RecordingObserver()
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY, observer=observer) as client:
         digest = registry.add_blob(REPOSITORY, CONTENT)
@@ -450,7 +450,7 @@ async def test_no_headers_in_time_is_a_timeout_and_no_bytes_in_time_a_stall() ->
 
 
 async def test_a_cut_body_never_ends_like_a_whole_one() -> None:
-    """A connection closed in mid-body raises, outcome cut, after the bytes that came."""
+    """A connection closed in mid-body raises, with outcome cut, after the received bytes."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, CONTENT)
         registry.inject(Fault("blobs", cut_after=5000))
@@ -509,7 +509,7 @@ async def test_a_slow_client_is_not_taken_for_a_dead_replica() -> None:
 
 
 async def test_a_source_that_fails_is_not_held_against_the_replica() -> None:
-    """The error of the body's source comes out as it is; a body of another length than announced too."""
+    """An error of the body's source is raised unchanged, as is a body of another length than announced."""
 
     async def body() -> AsyncIterator[bytes]:
         yield b"one "
@@ -527,7 +527,7 @@ async def test_a_source_that_fails_is_not_held_against_the_replica() -> None:
 
 
 async def test_a_replica_that_stops_reading_fails_by_its_deadline() -> None:
-    """An upload whose registry takes no more bytes ends as a time-out, and is not sent a second time."""
+    """An upload whose registry reads no more ends as a time-out, and is not sent a second time."""
     writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -549,7 +549,7 @@ async def test_a_replica_that_stops_reading_fails_by_its_deadline() -> None:
 
 
 async def test_a_working_registry_may_take_long_to_commit() -> None:
-    """The end of an upload has a deadline of its own: large blobs are copied then."""
+    """The end of an upload has a separate deadline: large blobs are copied then."""
     timeouts = Timeouts(connect=5, first_byte=0.05, stall=10, probe=10, commit=10)
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=timeouts) as client:
         registry.uploads["1"] = bytearray(b"x")
@@ -558,7 +558,7 @@ async def test_a_working_registry_may_take_long_to_commit() -> None:
 
 
 async def test_another_digest_than_sent_is_a_mismatch() -> None:
-    """A registry that stores something under another digest has not taken it."""
+    """A registry that stores a content under another digest has not accepted it."""
     wrong = {"Docker-Content-Digest": str(digest_of(b"another"))}
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=PATIENT) as client:
         registry.inject(Fault(method="PUT", headers=wrong))
@@ -571,7 +571,7 @@ async def test_another_digest_than_sent_is_a_mismatch() -> None:
 
 
 async def test_access_to_one_repository_may_be_refused() -> None:
-    """A 403 is a 502 for the client: no right of its own is missing."""
+    """A 403 of the replica is a 502 for the client, who misses no right."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(status=403))
         with pytest.raises(AccessRefusedError) as refused:

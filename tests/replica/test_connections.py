@@ -1,4 +1,4 @@
-"""Pools of connections: how far inside a host may lie that a replica names."""
+"""Pools of connections: the zones of addresses to which a replica may redirect."""
 
 import socket
 from typing import Any
@@ -8,12 +8,12 @@ from registry_proxy.replica.connections import ReplicaConnections
 
 
 def at(address: str) -> Any:
-    """Return an address as aiohttp hands it to what makes a socket."""
+    """Return an address in the form in which aiohttp passes it to the socket factory."""
     return (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, 80))
 
 
 async def test_a_replica_moves_outwards_only() -> None:
-    """A name that means an address inside from now on is still that of a registry outside."""
+    """A name that resolves to an inner address later still belongs to a registry outside."""
     connections = ReplicaConnections()
     try:
         seen = []
@@ -27,7 +27,7 @@ async def test_a_replica_moves_outwards_only() -> None:
 
 
 async def test_without_a_connection_nothing_inside_is_asked() -> None:
-    """Before it is known where a replica is, it counts as outside."""
+    """Until its address is known a replica counts as outside."""
     connections = ReplicaConnections()
     try:
         outside = connections.elsewhere(is_listed=False)

@@ -1,4 +1,4 @@
-"""How far HEADs can be relied on: until when, and in which repository."""
+"""The reliability of HEADs: its duration and its repositories."""
 
 import pytest
 
@@ -18,18 +18,18 @@ class Bench:
 
 @pytest.fixture
 def bench() -> Bench:
-    """Begin."""
+    """Give heads with a fresh clock."""
     return Bench()
 
 
 def test_a_head_is_sent_and_its_absence_is_not_believed(bench: Bench) -> None:
-    """Of a repository of which nothing is known."""
+    """In an unknown repository a HEAD is sent, and its 404 is not trusted."""
     assert bench.heads.are_useful(ONE)
     assert not bench.heads.are_believed(ONE)
 
 
 def test_a_refused_head_is_not_sent_again_for_a_while(bench: Bench) -> None:
-    """Only in its repository, and only for ten minutes."""
+    """A refused HEAD is not repeated for ten minutes, in its repository only."""
     bench.heads.contradicted(ONE, was_absent=False)
     assert not bench.heads.are_useful(ONE)
     assert bench.heads.are_useful(OTHER)
@@ -38,7 +38,7 @@ def test_a_refused_head_is_not_sent_again_for_a_while(bench: Bench) -> None:
 
 
 def test_a_repository_that_takes_pushes_is_believed(bench: Bench) -> None:
-    """For a day from the last push, and no other repository."""
+    """A 404 there is trusted for a day from the last push, and in no other repository."""
     bench.heads.took_push(ONE)
     assert bench.heads.are_believed(ONE)
     assert not bench.heads.are_believed(OTHER)
@@ -47,7 +47,7 @@ def test_a_repository_that_takes_pushes_is_believed(bench: Bench) -> None:
 
 
 def test_one_false_absence_ends_the_belief_everywhere(bench: Bench) -> None:
-    """For an hour, also in repositories that took pushes; HEADs that find something are sent all the same."""
+    """After a false 404 none is trusted for an hour, also where pushes succeeded; HEADs are still sent."""
     bench.heads.took_push(ONE)
     bench.heads.contradicted(OTHER, was_absent=True)
     assert not bench.heads.are_believed(ONE)

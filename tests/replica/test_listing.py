@@ -26,7 +26,7 @@ async def test_the_tags_of_a_real_registry_are_all_there_and_sorted(start_regist
 
 
 async def test_pages_are_followed_on_the_replica_itself() -> None:
-    """Link headers are followed, relative or with whatever host; what is no tag is left out."""
+    """Link headers are followed, relative or with any host; entries that are no tags are left out."""
     async with FakeRegistry(page_size=10) as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, b"{}", *(f"v{i}" for i in range(95)), "not a tag", "-no")
         assert len(await client.list_tags(REPOSITORY)) == 95
@@ -38,7 +38,7 @@ async def test_pages_are_followed_on_the_replica_itself() -> None:
 
 
 async def test_a_page_that_names_itself_is_no_list() -> None:
-    """A loop of Link headers is left, and what it gave is not taken for all there is."""
+    """A loop of Link headers is an error, and its entries do not count as the list."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, b"{}", "1")
         registry.inject(Fault("tags", headers={"Link": f'</v2/{REPOSITORY}/tags/list?n=1000>; rel="next"'}))
@@ -80,7 +80,7 @@ async def test_a_registry_without_a_catalog_says_so() -> None:
 
 
 async def test_referrers_are_read_over_all_pages() -> None:
-    """Descriptors as they are, of each page; None where a registry has no such API; a 502 for what is no index."""
+    """Descriptors of each page are unchanged; None where a registry has no such API; a 502 if it is no index."""
     digest = digest_of(b"subject")
     entries = [
         {"mediaType": "a/b", "digest": str(digest_of(b"%d" % i)), "size": 1, "artifactType": "x/y"} for i in (1, 2)

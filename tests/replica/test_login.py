@@ -1,4 +1,4 @@
-"""Logging in to a replica: who gets the password, how often a token is fetched, what a refusal becomes."""
+"""Login to a replica: the hosts that get the password, the number of tokens, and the errors of refusals."""
 
 import asyncio
 from typing import Any
@@ -21,7 +21,7 @@ CREDENTIALS: dict[str, Any] = {"username": ANN[0], "password": ANN[1]}
 
 
 async def test_basic_is_sent_once_it_was_demanded() -> None:
-    """The first 401 teaches: later requests carry the credentials at once."""
+    """After the first 401 later requests carry the credentials immediately."""
     async with FakeRegistry(basic=ANN) as registry, open_client(registry.url, **CREDENTIALS) as client:
         digest = registry.add_blob(REPOSITORY, b"x")
         await client.stat_blob(REPOSITORY, digest)
@@ -60,7 +60,7 @@ async def test_a_token_that_expired_early_is_replaced() -> None:
 
 
 async def test_a_token_past_its_life_is_not_sent() -> None:
-    """An answer without a life to speak of is used for the request it was fetched for, not for the next."""
+    """A token without a useful lifetime serves only the request for which it was fetched."""
     answer = b'{"access_token": "short", "expires_in": 0.001}'
     async with FakeRegistry(bearer=ANN) as registry, open_client(registry.url, **CREDENTIALS) as client:
         digest = registry.add_blob(REPOSITORY, b"x")
@@ -96,7 +96,7 @@ async def test_refused_credentials_are_a_502_and_not_in_the_error(kind: str) -> 
 
 
 async def test_the_password_goes_to_no_other_host() -> None:
-    """A realm on another host is refused; one that is listed is used."""
+    """A realm on another host is refused; a listed one is used."""
     async with FakeRegistry(bearer=ANN) as registry, FakeRegistry(bearer=ANN) as thief:
         registry.realm = f"http://localhost:{thief.port}/token"
         async with open_client(registry.url, **CREDENTIALS) as client:
@@ -154,7 +154,7 @@ async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> Non
     ],
 )
 async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_sent: bool) -> None:  # noqa: FBT001 - table
-    """Only to this machine, unless the configuration says so."""
+    """A password goes over plain HTTP only to this machine, unless the configuration allows it."""
     connections = ReplicaConnections()
     login = ReplicaLogin(ReplicaAddress("main", "a", url, *ANN, **options), connections, PATIENT, tls=True)  # type: ignore[arg-type]  # flags
     try:
@@ -169,7 +169,7 @@ async def test_passwords_over_plain_http(url: str, options: dict[str, bool], is_
 
 @pytest.mark.parametrize("challenge", [None, "", "Negotiate", 'Digest realm="x"'])
 async def test_a_challenge_that_cannot_be_met_is_a_refusal(challenge: str | None) -> None:
-    """A 401 without a challenge, or with a scheme we do not speak, is a refusal and no defect."""
+    """A 401 without a challenge, or with an unknown scheme, is a refusal and no defect."""
     headers = {"WWW-Authenticate": challenge} if challenge else {}
     async with FakeRegistry() as registry, open_client(registry.url, **CREDENTIALS) as client:
         registry.inject(Fault(status=401, headers=headers))
@@ -191,7 +191,7 @@ async def test_a_challenge_that_cannot_be_met_is_a_refusal(challenge: str | None
     ],
 )
 async def test_a_token_endpoint_that_gives_no_token_is_a_failure(body: bytes) -> None:
-    """What is no token answer makes the replica unavailable; nothing of it is sent on."""
+    """An answer without a token makes the replica unavailable; no part of it is passed on."""
     async with FakeRegistry(bearer=ANN) as registry, open_client(registry.url, **CREDENTIALS) as client:
         registry.inject(Fault("/token", status=200, body=body))
         with pytest.raises(ReplicaFailedError):

@@ -1,4 +1,4 @@
-"""What long lists of a replica may take together."""
+"""The common limits of a replica's long lists."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def test_one_long_list_is_read_at_a_time() -> None:
 
 
 async def test_a_list_is_long_by_all_of_its_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages count together: for the room that a long list needs, and for the most that it may have."""
+    """The pages of a list count together, for the room of a long list and for its limit."""
     monkeypatch.setattr(long_lists, "LIST_MAX_BYTES", LIST_MAX_BYTES // 16)
     pages = 4
     async with LongLists().reading() as reading:
@@ -51,7 +51,7 @@ async def test_a_list_is_long_by_all_of_its_pages(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_small_pages_of_long_lists_come_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind the first ones each small page has its time, which all lists of the replica share; large ones wait not."""
+    """After the first ones small pages share a time budget of all lists of the replica; large ones do not wait."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:

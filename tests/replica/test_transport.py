@@ -1,4 +1,4 @@
-"""Redirects, TLS and probes: where a request goes and what goes with it."""
+"""Redirects, TLS and probes: the target of a request and its headers."""
 
 import datetime as dt
 import errno
@@ -98,7 +98,7 @@ async def test_what_is_written_is_not_redirected() -> None:
 
 @pytest.mark.parametrize("status", [403, 404, 503])
 async def test_what_the_storage_lacks_is_not_absent(status: int) -> None:
-    """The registry said that it has it: an error of its storage is a failure, never a 404 of ours."""
+    """The registry has confirmed the content: an error of its storage is a failure, never a 404 of ours."""
     async with FakeRegistry() as registry, FakeRegistry() as storage, open_client(registry.url) as client:
         registry.inject(Fault(redirect_to=storage.url))
         storage.inject(Fault(status=status))
@@ -111,7 +111,7 @@ async def test_what_the_storage_lacks_is_not_absent(status: int) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """Make a certificate of 127.0.0.1 and registry.test: what the server uses, and the file that trusts it."""
+    """Make a certificate of 127.0.0.1 and registry.test: the server's context, and the file that trusts it."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
@@ -140,7 +140,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContex
 
 
 async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl.SSLContext, Path]) -> None:
-    """Without ``ca_file`` an unknown certificate is no connection; with it the replica is asked, and logs in."""
+    """Without ``ca_file`` an unknown certificate is no connection; with it the replica is called, and logs in."""
     context, ca_file = certificate
     async with FakeRegistry(tls=context, bearer=("ann", "secret")) as registry:
         digest = registry.add_blob(REPOSITORY, b"x")
@@ -154,7 +154,7 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
 
 
 async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ssl.SSLContext, Path]) -> None:
-    """What the operating system or DNS says of it, and of a certificate that it is one."""
+    """The reason is that of the operating system or DNS, and for a certificate it names the certificate."""
     async with FakeRegistry(tls=certificate[0]) as registry:
         reasons = {
             f"http://127.0.0.1:{free_port()}": "no connection (Connection refused)",
@@ -177,7 +177,7 @@ async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ss
 
 
 def test_what_this_machine_lacks_is_no_fault_of_the_replica() -> None:
-    """Without a descriptor or port left no connection is made: that says nothing about who is at the other end."""
+    """Without a descriptor or port left no connection is made: that proves nothing about the replica."""
     key = aiohttp.client_reqrep.ConnectionKey(
         "a", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None
     )
@@ -237,7 +237,7 @@ async def test_a_real_registry_is_one(start_registry: StartRegistry) -> None:
     ids=["html", "404", "redirect", "401", "403", "500", "stall"],
 )
 async def test_what_is_no_good_probe(fault: Fault, error: type[Exception]) -> None:
-    """Anything but a registry's 200 is told apart: no registry, credentials refused, not answering."""
+    """Other answers than a registry's 200 are distinguished: no registry, credentials refused, no answer."""
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         registry.inject(fault)
         with pytest.raises(error):

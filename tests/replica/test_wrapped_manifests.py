@@ -1,4 +1,4 @@
-"""Manifests that a real registry does not take as they are, through its client."""
+"""Manifests that a real registry refuses as they are, through its client."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ async def push_index(client: HttpReplicaClient) -> list[Manifest]:
 
 
 async def test_manifests_are_read_by_their_sha512(start_registry: StartRegistry) -> None:
-    """Images, and an index whose children they are, are given with their bytes and types; a tag is its sha512."""
+    """Images and indexes of them are served with their bytes and types; a tag leads to its sha512."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         for manifest in await push_index(client):
             assert await client.fetch_manifest(REPOSITORY, manifest.descriptor.digest) == manifest
@@ -56,7 +56,7 @@ async def test_manifests_are_read_by_their_sha512(start_registry: StartRegistry)
 
 
 async def test_a_garbage_collection_keeps_everything(start_registry: StartRegistry) -> None:
-    """All manifests and blobs outlive one that deletes untagged manifests: the registry counts blobs by sha256."""
+    """All manifests and blobs survive the removal of untagged manifests: the registry counts blobs by sha256."""
     registry = start_registry()
     async with open_client(registry.url, may_wrap=True) as client:
         pushed = await push_index(client)
@@ -72,7 +72,7 @@ async def test_a_garbage_collection_keeps_everything(start_registry: StartRegist
 
 
 async def test_a_deleted_manifest_is_gone_with_its_tags(start_registry: StartRegistry) -> None:
-    """Neither the digest nor a tag leads to it any more, and to delete it again is no error."""
+    """Neither the digest nor a tag leads to it any more, and a second delete is no error."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         await push_index(client)
         for _ in range(2):
@@ -86,7 +86,7 @@ async def test_a_deleted_manifest_is_gone_with_its_tags(start_registry: StartReg
 
 
 async def test_a_tag_is_deleted_alone(start_registry: StartRegistry) -> None:
-    """The manifest that it was on stays."""
+    """The manifest of the deleted tag stays."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         manifest = await push(client, CHILDREN[0], TAG)
         await client.delete_tag(REPOSITORY, TAG)
@@ -96,7 +96,7 @@ async def test_a_tag_is_deleted_alone(start_registry: StartRegistry) -> None:
 
 
 async def test_a_missing_part_is_told_as_of_the_manifest(start_registry: StartRegistry) -> None:
-    """A manifest whose blobs the registry lacks is refused for that, and nothing of it is stored."""
+    """A manifest whose blobs the registry misses is refused with that reason, and nothing of it is stored."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         with pytest.raises(RegistryError) as error:
             await client.put_manifest(REPOSITORY, TAG, Manifest(CHILDREN[0].descriptor, CHILDREN[0].manifest))
@@ -107,7 +107,7 @@ async def test_a_missing_part_is_told_as_of_the_manifest(start_registry: StartRe
 
 
 async def test_a_wrapper_from_elsewhere_is_an_ordinary_manifest(start_registry: StartRegistry) -> None:
-    """One that lies under a tag, and that the repository does not keep, gives nobody the manifest that it carries."""
+    """A wrapper under a tag, which the repository does not keep, gives nobody the manifest that it carries."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         await push(client, CHILDREN[0], TAG)
         kept = await client._stored.get(REPOSITORY, TAG)
@@ -132,7 +132,7 @@ async def test_a_reserved_tag_on_something_else_leads_nowhere(start_registry: St
 
 
 async def test_manifests_in_sha256_cost_nothing_more() -> None:
-    """A push costs one PUT, a tag one HEAD, a manifest one GET; only one that is absent is asked for a second time."""
+    """A push costs one PUT, a tag one HEAD, a manifest one GET; only an absent one costs a second request."""
     async with FakeRegistry() as registry, open_client(registry.url, may_wrap=True) as client:
         parts = image(b"1")
         await client.put_manifest(REPOSITORY, TAG, Manifest(parts.descriptor, parts.manifest))
@@ -169,7 +169,7 @@ def foreign(*layers: bytes) -> Parts:
 
 
 async def test_a_layer_elsewhere_costs_only_where_it_is_refused(start_registry: StartRegistry) -> None:
-    """A registry that takes the manifest has it as it is; one that does not has the same wrapper under every tag."""
+    """A registry that accepts the manifest stores it unchanged; one that refuses it has one wrapper under every tag."""
     parts, other = foreign(b"layer"), Tag("2")
     manifest = Manifest(parts.descriptor, parts.manifest)
     async with FakeRegistry() as registry, open_client(registry.url, may_wrap=True) as client:
@@ -186,7 +186,7 @@ async def test_a_layer_elsewhere_costs_only_where_it_is_refused(start_registry: 
 
 
 async def test_another_refusal_is_passed_on(start_registry: StartRegistry) -> None:
-    """No wrapper is made for what lies nowhere, nor for what the registry refuses for another reason."""
+    """No wrapper is made for a layer that lies nowhere, nor after a refusal for another reason."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         for parts in (image(b"nowhere"), foreign(b"nowhere"), index(image(b"nowhere"))):
             with pytest.raises(RegistryError) as error:

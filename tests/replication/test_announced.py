@@ -1,4 +1,4 @@
-"""Events of writes: in the outbox with the write that caused them, and only of writes that changed something."""
+"""Events of writes: in the outbox with the write that caused them, and only after a change."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ async def upload(setting: Bench, parts: Parts) -> Parts:
 
 
 async def push(setting: Bench, parts: Parts, **options: Any) -> Parts:
-    """Push a whole image as ``latest`` for somebody."""
+    """Push a whole image as ``latest`` with a named actor."""
     await upload(setting, parts)
     await setting.under_test.put(LATEST, parts.manifest, parts.media_type, actor=ANN, **options)
     return parts
@@ -52,7 +52,7 @@ async def events(setting: Bench) -> list[RegistryEvent]:
 
 
 async def test_a_push_announces_the_move_of_its_tag(subscribed: Bench) -> None:
-    """The event says what the tag is and was, who moved it, and what the manifest is."""
+    """The event has the tag's new and old digest, the actor, and the type of the manifest."""
     first = await push(subscribed, image(b"one"))
     second = await push(subscribed, image(b"two"))
     before, after = await events(subscribed)
@@ -63,7 +63,7 @@ async def test_a_push_announces_the_move_of_its_tag(subscribed: Bench) -> None:
 
 
 async def test_a_push_that_moves_nothing_announces_nothing(subscribed: Bench) -> None:
-    """The same digest again is no move."""
+    """A push of the same digest is no move."""
     parts = await push(subscribed, image(b"one"))
     await push(subscribed, parts)
     assert len(await entries(subscribed)) == 1
@@ -79,7 +79,7 @@ async def test_a_manifest_by_digest_is_an_event_of_its_own(subscribed: Bench) ->
 
 
 async def test_a_refused_push_announces_nothing(subscribed: Bench) -> None:
-    """What every replica refused is taken back with its event."""
+    """A push that every replica refuses is taken back with its event."""
     parts = image(b"one")
     await refused(subscribed.under_test.put(LATEST, parts.manifest, parts.media_type, actor=ANN))
     assert await entries(subscribed) == []
@@ -100,7 +100,7 @@ async def test_a_push_under_way_is_not_announced_yet(subscribed: Bench, monkeypa
 
 
 async def test_a_delete_announces_the_tag_or_the_digest(subscribed: Bench) -> None:
-    """A deleted tag is named with what it was, a deleted manifest by its digest."""
+    """A deleted tag is named with its last digest, a deleted manifest by its digest."""
     parts = await push(subscribed, image(b"one"))
     digest = digest_of(parts.manifest)
     await subscribed.under_test.manage.delete_manifest(ROUTED, LATEST, ANN)
@@ -111,13 +111,13 @@ async def test_a_delete_announces_the_tag_or_the_digest(subscribed: Bench) -> No
 
 
 async def test_a_write_of_our_own_announces_nothing(subscribed: Bench) -> None:
-    """A write without an actor, such as a fallback tag, is none of a client's."""
+    """A write without an actor, such as a fallback tag, is no client's."""
     parts = await upload(subscribed, image(b"one"))
     await subscribed.under_test.put(LATEST, parts.manifest, parts.media_type)
     assert await entries(subscribed) == []
 
 
 async def test_without_a_subscription_nothing_is_stored(setting: Bench) -> None:
-    """A registry whose events nobody wants writes none."""
+    """Without a subscription no event is stored."""
     await push(setting, image(b"one"))
     assert await entries(setting) == []

@@ -1,4 +1,4 @@
-"""Deletes at several replicas: tombstones, what cannot be deleted, what comes after."""
+"""Deletes at several replicas: tombstones, refused deletes, and later pushes."""
 
 import asyncio
 import time
@@ -35,7 +35,7 @@ async def push(setting: Bench, parts: Parts, *tags: str) -> Parts:
 
 
 async def test_a_delete_is_everywhere_and_forgets_every_tag(setting: Bench) -> None:
-    """Manifest, tags, holding and records are gone at once; other images keep theirs."""
+    """Manifest, tags, holding and records are gone immediately; other images keep theirs."""
     gone, kept = await push(setting, image(b"1"), "v1", "latest"), await push(setting, image(b"2"), "v2")
     await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)
     assert setting.a.tags == setting.b.tags == {(REPOSITORY, "v2"): kept.digest}
@@ -49,7 +49,7 @@ async def test_a_delete_is_everywhere_and_forgets_every_tag(setting: Bench) -> N
 
 
 async def test_a_replica_that_was_down_keeps_a_tombstone(setting: Bench) -> None:
-    """What it still holds does not count there; a later push of the digest takes the tombstone away."""
+    """Its remaining copy does not count; a later push of the digest removes the tombstone."""
     app = await push(setting, image(b"1"), LATEST)
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
@@ -72,7 +72,7 @@ async def test_a_deleted_tag_does_not_come_back_older(setting: Bench) -> None:
     assert (await setting.under_test.journal.current.marks()).misses_tag("b", ROUTED, LATEST)
     intent = await setting.under_test.journal.find(IntentKey(ROUTED, IntentKind.TAG, LATEST))
     assert intent is not None
-    assert intent.digest is None  # not the deleted digest: nobody may bring that back
+    assert intent.digest is None  # not the deleted digest: nobody may restore that
 
 
 async def test_a_deleted_tag_leaves_its_manifest_to_other_tags(setting: Bench) -> None:
@@ -88,7 +88,7 @@ async def test_a_deleted_tag_leaves_its_manifest_to_other_tags(setting: Bench) -
 
 
 async def test_an_absent_tag_is_no_tag_to_delete(setting: Bench) -> None:
-    """404 for one that never was or is deleted already, though a replica is away that still has it; no tombstone."""
+    """A tag that never was, or is deleted, is 404, though an absent replica still has it; there is no tombstone."""
     await push(setting, image(b"1"), LATEST)
     manage = setting.under_test.manage
     assert (await refused(manage.delete_manifest(ROUTED, Tag("never")))).code is ErrorCode.MANIFEST_UNKNOWN
@@ -100,7 +100,7 @@ async def test_an_absent_tag_is_no_tag_to_delete(setting: Bench) -> None:
 
 
 async def test_a_tag_that_a_replica_away_may_have_is_no_404(setting: Bench) -> None:
-    """Neither the tag nor the digest of something pushed past us is called absent while a replica cannot be asked."""
+    """Tag and digest of an image pushed past the proxy are not called absent while a replica does not answer."""
     setting.b.add_manifest(REPOSITORY, image(b"1").manifest, LATEST)
     setting.replicas.down.add("b")
     for tag_or_digest in (LATEST, image(b"1").digest):
@@ -124,7 +124,7 @@ async def test_a_replica_that_missed_the_delete_of_a_tag_is_not_asked_for_it(set
 
 
 async def test_deletes_and_pushes_of_a_tag_take_turns(setting: Bench) -> None:
-    """Many parallel pushes, deletes of the tag and of its manifests: both replicas alike, as the record says."""
+    """After many parallel pushes and deletes of a tag and its manifests both replicas agree with the record."""
     one, two = await push(setting, image(b"1"), LATEST, "v1"), await push(setting, image(b"2"), "v2")
     manage = setting.under_test.manage
     work = [setting.under_test.put(LATEST, app.manifest, app.media_type) for app in (one, two) for _ in range(4)]
@@ -143,7 +143,7 @@ async def test_deletes_and_pushes_of_a_tag_take_turns(setting: Bench) -> None:
 
 
 async def test_whoever_asked_during_the_delete_of_a_tag_asks_again(setting: Bench) -> None:
-    """What stands for the tag on record changes before a replica is touched and again before the answer."""
+    """The record of the tag changes before a replica is touched and again before the answer."""
     app = await push(setting, image(b"1"), LATEST)
     setting.a.tags[REPOSITORY, "past"] = setting.b.tags[REPOSITORY, "past"] = app.digest
     store, past = setting.under_test.store, Tag("past")
@@ -183,7 +183,7 @@ async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: St
 async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     """One of two needed replicas deleted it: 503, tombstones stay for the other, the retry completes it.
 
-    That of the tag stays for repair, which asks whether the replica has an older one.
+    The tombstone of the tag stays for repair, which asks whether the replica has an older one.
     """
     setting.replicas.write_quorum = 2
     app = await push(setting, image(b"1"), LATEST)
@@ -199,7 +199,7 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
 
 
 async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
-    """404 with the right code, and no tombstone; a second delete is a 404 too."""
+    """An absent object is a 404 with the right code, and leaves no tombstone; a second delete is a 404 too."""
     app = await push(setting, image(b"1"), LATEST)
     unknown = digest_of(b"unknown")
     manage = setting.under_test.manage
@@ -211,7 +211,7 @@ async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
 
 
 async def test_what_nobody_can_tell_is_no_404(setting: Bench) -> None:
-    """A delete of something unknown while a replica does not answer cannot be done now."""
+    """A delete of an unknown object while a replica does not answer is a 503."""
     setting.b.is_down = True
     with pytest.raises(UpstreamUnavailableError):
         await setting.under_test.manage.delete_blob(ROUTED, digest_of(b"x"))
@@ -251,7 +251,7 @@ async def test_a_delete_waits_for_the_push_of_its_digest(setting: Bench) -> None
         group.create_task(setting.under_test.manage.delete_manifest(ROUTED, app.digest))
         for _ in range(100):
             await asyncio.sleep(0)
-        # A store that is asked now has also seen what the delete asked it for before.
+        # A store that is asked now has also processed the earlier requests of the delete.
         await setting.under_test.intents()
         await setting.under_test.intents()
         assert setting.a.count("delete_manifest") == 0
@@ -273,7 +273,7 @@ async def test_deletes_and_pushes_of_a_digest_take_turns(setting: Bench) -> None
 
 
 async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> None:
-    """Holdings and tags of the digest go there, of manifests and blobs; what is learned again afterwards stays."""
+    """Holdings and tags of a deleted manifest or blob are removed there; those learned later stay."""
     app = await push(setting, image(b"1"), "v1")
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     blob = digest_of(app.blobs[0])
@@ -299,7 +299,7 @@ async def test_another_node_forgets_what_was_deleted_once(setting: Bench) -> Non
 
 
 async def test_a_deletion_costs_other_nodes_no_list_of_all(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a hundred thousand on record a list stops Redis for half a second: once one was read, what is new is."""
+    """With a hundred thousand records a list stops Redis for half a second: after the first only news are read."""
     store, theirs = setting.under_test.store, MemoryHoldings()
     elsewhere = DeletionsElsewhere(store, setting.under_test.changes, theirs)
     await elsewhere.follow()
@@ -320,6 +320,6 @@ async def test_old_deletions_leave_the_record(setting: Bench) -> None:
     await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
     store, changes = setting.under_test.store, setting.under_test.changes
     await DeletionsElsewhere(store, changes, MemoryHoldings()).follow()
-    assert len(await store.list(Table.DELETIONS)) == 2  # of the manifest, and of the tag that was on it
+    assert len(await store.list(Table.DELETIONS)) == 2  # of the manifest, and of its tag
     await DeletionsElsewhere(store, changes, MemoryHoldings(), lambda: time.time() + 8 * 86_400).follow()
     assert await setting.under_test.store.list(Table.DELETIONS) == []

@@ -21,7 +21,7 @@ def replicas(count: int = 3, write_quorum: int = 1, storage: StorageKind = Stora
 
 
 class Operation:
-    """A write that ends at each replica as told: None succeeds, an error is raised, an event is waited for."""
+    """A write with a scripted end at each replica: None succeeds, an error is raised, an event is awaited."""
 
     def __init__(self, **endings: "Exception | asyncio.Event | None") -> None:
         self.endings = endings
@@ -51,7 +51,7 @@ class Operation:
     ],
 )
 async def test_quorum_table(write_quorum: int, endings: dict[str, Exception], missing: list[str] | int) -> None:
-    """Enough confirmed: who misses it. All refused: the refusal. Else 503."""
+    """With a quorum the result names the replicas that miss the write; if all refuse it is the refusal, else 503."""
     replica_set = replicas(write_quorum=write_quorum)
     outcome = await fan_out(replica_set, lanes_of(replica_set, "key"), Operation(**endings))
     if isinstance(missing, list):
