@@ -12,6 +12,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     audit, telemetry             the tamper-evident log; metrics and logs
     events                       outbox, subscriptions and deliveries
     operations                   the verbs: pull, push, discover, manage
+    history                      moves of tags: what each was, and the ways back
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     api                          the forms of the JSON API: bodies, documents, endpoints, problems
     edge, admin                  the public listener, the admin listener (admin and cli: a file for each resource)

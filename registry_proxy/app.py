@@ -32,6 +32,7 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.edge.server import run_public
 from registry_proxy.events.open import Events, open_events
+from registry_proxy.history.open import History
 from registry_proxy.http.connections import Connections
 from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
@@ -127,11 +128,12 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         audit = await stack.enter_async_context(opening)
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
+        history = History(node.records.store, node.changes, warmer.pull)
         connections = configured.connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
         admin = None
         if context.admin_socket is not None:
-            services = _admin_services(settings, node, warmer, observer, audit, context, connections)
+            services = _admin_services(settings, node, warmer, history, observer, audit, context, connections)
             admin = await stack.enter_async_context(
                 serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
             )
@@ -139,6 +141,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         if has_admin:  # not before: a long queue makes no start longer
             await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
             await duties.enter_async_context(running(node.events.replica_watch.run(), "events of replicas"))
+            await duties.enter_async_context(running(history.bounds.run(), "bounds of the history"))
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         await drain(context, settings.drain, public, admin)
@@ -206,9 +209,8 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             observer=observer,
             outbox=events.outbox,
         )
-        rates = {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
         writes = Writes(tools)
-        repair = RepairDuty(rates, tools, inspection, writes.fallback_tags)
+        repair = RepairDuty(configured.repair_rates(settings), tools, inspection, writes.fallback_tags)
         yield _Node(changes, access, directory, cache, spool, records, upstreams, writes, repair, router, events)
 
 
@@ -262,6 +264,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     settings: Settings,
     node: _Node,
     warmer: Warmer,
+    history: History,
     observer: PrometheusObserver,
     audit: Audit,
     context: WorkerContext,
@@ -281,6 +284,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         known=KnownRepositories(
             node.records.repositories, node.records.count_tags, cache.holdings.repositories, node.router.local_name
         ),
+        history=history,
         purge_repository=lambda repository: cache.holdings.purge(node.router.route(repository)),
         render_metrics=partial(observer.render, cache.disk.stats),
         readiness=Readiness(

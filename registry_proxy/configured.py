@@ -210,3 +210,8 @@ def _upstream_config(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
         can_differ=upstream.can_differ,
         is_recorded=upstream.is_recorded,
     )
+
+
+def repair_rates(settings: Settings) -> Mapping[str, int]:
+    """Return the pace of repair in bytes a second, by upstream; 0 for no limit."""
+    return {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}

@@ -38,13 +38,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "repair": "operations ports protocol replication tasks",
         "edge": "access directory http operations ports protocol tasks",
         "api": "access directory http ports protocol",
-        "admin": "access api audit directory events http operations ports protocol tasks telemetry",
+        "history": "operations ports protocol tasks",
+        "admin": "access api audit directory events history http operations ports protocol tasks telemetry",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
         "configured": "access admin audit cache config edge events http node operations ports protocol replica"
         " replication upstream",
-        "app": "access admin audit cache config configured directory edge events http node operations ports repair"
-        " replication spool store tasks telemetry upstream",
+        "app": "access admin audit cache config configured directory edge events history http node operations ports"
+        " repair replication spool store tasks telemetry upstream",
         "load": "app node",
         "terminal": "config files protocol",
         "cli": "config load node offline ports protocol terminal",

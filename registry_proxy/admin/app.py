@@ -23,6 +23,7 @@ from registry_proxy.admin.replay import ReplayResource
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
 from registry_proxy.admin.robots import RobotResource
 from registry_proxy.admin.subscriptions import SubscriptionResource
+from registry_proxy.admin.tags import TagResource
 from registry_proxy.admin.tokens import Secrets, TokenResource
 from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
@@ -32,6 +33,7 @@ from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
 from registry_proxy.directory.directory import Directory
 from registry_proxy.events.record import DeliveryRecord
+from registry_proxy.history.open import History
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
@@ -53,6 +55,7 @@ class AdminServices:
         warmer: brings images into it.
         route: says where a repository lies.
         known: which repositories there are.
+        history: what their tags are and were.
         purge_repository: forgets what a repository holds and returns it; waits for the disk.
         render_metrics: gives the exposition of all workers of the node.
         readiness: the node's state; ``ops.Readiness``.
@@ -69,6 +72,7 @@ class AdminServices:
     warmer: Warmer
     route: Callable[[Repository], RoutedRepository]
     known: KnownRepositories
+    history: History
     purge_repository: Callable[[Repository], Collection[Digest]]
     render_metrics: Callable[[], bytes]
     readiness: StateSource
@@ -104,6 +108,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         ExceptionResource(services.upstreams),
         ComparisonResource(services.upstreams),
         RepositoryResource(services.known),
+        TagResource(services.history, services.route, control),
         AuditResource(services.audit_files),
         SubscriptionResource(directory.subscriptions, services.deliveries),
         DeliveryResource(services.deliveries),

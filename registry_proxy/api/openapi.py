@@ -27,6 +27,8 @@ _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "after": (_TEXT, "Start of the page: `next` of the page before."),
     "subject": (_TEXT, "Only this subject, such as user:ann."),
     "repository": (_TEXT, "Only this repository."),
+    "tag": (_TEXT, "Name of the tag."),
+    "reference": (_TEXT, "Tag or digest."),
     "subscription": (_TEXT, "Only this subscription."),
     "state": (_TEXT, "Only in this state."),
     "prefix": (_TEXT, "Only names with this prefix."),

@@ -15,7 +15,8 @@ from registry_proxy.access.faults import InvalidError
 from registry_proxy.api.models import Document
 from registry_proxy.directory.revise import NotFoundError, RevisionConflictError
 from registry_proxy.directory.users import LastAdminError
-from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.errors import FillFailedError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = "5"
@@ -140,6 +141,24 @@ def _from_http(error: web.HTTPException) -> ProblemError:
     return ProblemError(error.status, detail, headers=headers)
 
 
+def _from_failure(error: Exception) -> ProblemError:
+    """Return the problem for an error of what the service stands on; an unexpected one keeps its text to the log."""
+    patience = {"Retry-After": _RETRY_AFTER_SECONDS}
+    match error:
+        case RegistryError():
+            headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+            status = 403 if error.code is ErrorCode.DENIED else error.status
+            return ProblemError(status, error.message, headers=headers)
+        case UpstreamUnavailableError() | FillFailedError():
+            return ProblemError(503, f"no registry could answer: {error}", headers=patience)
+        case StoreUnavailableError():
+            return ProblemError(503, "the store cannot be reached; nothing was changed", headers=patience)
+        case OSError():
+            return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}")
+        case _:
+            return ProblemError(500, "registry-proxy failed at this request; its log says why")
+
+
 def as_problem(error: Exception) -> ProblemError:
     """Return the problem for an error; an unexpected one keeps its text to the log."""
     match error:
@@ -157,13 +176,8 @@ def as_problem(error: Exception) -> ProblemError:
             return changed_meanwhile()
         case TooManyLoginsError():
             return too_many_logins(error)
-        case StoreUnavailableError():
-            detail = "the store cannot be reached; nothing was changed"
-            return ProblemError(503, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})
-        case OSError():
-            return ProblemError(503, f"a disk or a connection of the node failed: {error.strerror or error}")
         case _:
-            return ProblemError(500, "registry-proxy failed at this request; its log says why")
+            return _from_failure(error)
 
 
 @web.middleware

@@ -90,11 +90,14 @@ async def take(store: Store) -> Backup:
         BackupError: the store changes faster than it can be read.
         StoreUnavailableError: it does not answer.
     """
+    # There may be very many, none ever changes, and the newest may be missing: they are no part of the moment.
+    history = {record.key: record.value for record in await store.list(Table.MOVES)}
     for _ in range(_ATTEMPTS):
         before = await store.versions()
-        contents: _Contents = {}
+        contents: _Contents = {Table.MOVES: history}
         for table in Table:
-            if table not in _OF_A_NODE | {Table.COMPARED}:  # a store that was restored proves nothing
+            # A store that was restored proves nothing.
+            if table not in _OF_A_NODE | {Table.COMPARED, Table.MOVES}:
                 contents[table] = {record.key: record.value for record in await store.list(table)}
         contents[SCHEMA_TABLE].pop(SCHEMA_KEY, None)
         if await store.versions() == before:
@@ -202,10 +205,13 @@ async def restore(store: Store, backup: Backup, *, moves: bool, replaces: bool) 
         changes += [
             Change(table, key, None, expect=record.revision) for key, record in current.items() if key not in wanted
         ]
-    if len(changes) > _CHANGES_MAX:
-        raise BackupError(f"{len(changes)} records are more than can be restored at once ({_CHANGES_MAX})")
+    history = [change for change in changes if change.table is Table.MOVES]
+    others = [change for change in changes if change.table is not Table.MOVES]
+    if len(others) > _CHANGES_MAX:
+        raise BackupError(f"{len(others)} records are more than can be restored at once ({_CHANGES_MAX})")
     try:
-        await store.commit(changes)
+        for first in range(0, len(changes), _CHANGES_MAX):  # only moves are behind the first commit
+            await store.commit([*others, *history][first : first + _CHANGES_MAX])
     except ConflictError:
         raise BackupError("somebody changes the store meanwhile: stop the nodes and try again") from None
     return sum(change.value is not None for change in changes)

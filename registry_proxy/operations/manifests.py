@@ -8,9 +8,9 @@ from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.refused_pushes import content_unknown, no_space
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import CacheUnavailableError
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.manifests import ManifestReplicas
 from registry_proxy.ports.names import ContentKind, RoutedRepository
-from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import Spool
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.reference import Digest, Tag
@@ -46,9 +46,9 @@ class ManifestWriter:
         links: ManifestLinks,
         *,
         may_move_tags: bool,
-        actor: Actor | None = None,
+        cause: Cause | None = None,
     ) -> None:
-        """Write a manifest, and its tag when given, for a client; a write of our own has no actor and no event.
+        """Write a manifest, and its tag when given, for a client; a write of our own has no cause, and so no event.
 
         Raises:
             RegistryError: MANIFEST_BLOB_UNKNOWN, DENIED, what the replicas answer, UNAVAILABLE without a quorum.
@@ -57,7 +57,7 @@ class ManifestWriter:
             raise content_unknown(lacking)
         descriptor = manifest.descriptor
         async with self.replicas.lease(routed, descriptor.digest, tag):
-            written = await self.replicas.put(routed, tag, manifest, actor, may_move=may_move_tags)
+            written = await self.replicas.put(routed, tag, manifest, cause, may_move=may_move_tags)
             await self._keep(manifest, must=bool(written.missing))
             self.holdings.remember(routed, ContentKind.MANIFEST, descriptor)
             if tag is not None:

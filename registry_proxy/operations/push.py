@@ -23,6 +23,7 @@ from registry_proxy.operations.refused_pushes import (
 )
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import (
@@ -202,7 +203,8 @@ class Push:
         if is_wrapper(body):
             raise wrapper_refused(digest)
         manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
-        put = self._put_manifest(routed, tags or (None,), manifest, links, actor, may_move_tags=may_move_tags)
+        cause = None if actor is None else Cause(actor, content_bytes=links.content_bytes)
+        put = self._put_manifest(routed, tags or (None,), manifest, links, cause, may_move_tags=may_move_tags)
         return await run_to_end(put, "push of a manifest")
 
     async def _answer(self, routed: RoutedRepository, uploader: Uploader, session: UploadSession) -> UploadAnswer:
@@ -376,7 +378,7 @@ class Push:
         tags: Sequence[Tag | None],
         manifest: Manifest,
         links: ManifestLinks,
-        actor: Actor | None,
+        cause: Cause | None,
         *,
         may_move_tags: bool,
     ) -> PushedManifest:
@@ -384,7 +386,7 @@ class Push:
             async with AsyncExitStack() as stack:
                 if tag is not None and is_referrers_tag(tag):
                     await stack.enter_async_context(self.referrers.replacing(routed, tag, manifest))
-                await self.writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, actor=actor)
+                await self.writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, cause=cause)
         subject = None if links.manifest_subject is None else links.manifest_subject.digest
         if subject is not None:
             await self.referrers.note_push(routed, subject, manifest)

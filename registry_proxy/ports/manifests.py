@@ -5,8 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.descriptor import Manifest
 from registry_proxy.protocol.reference import Digest, Tag
 
@@ -33,8 +33,11 @@ class ManifestReplicas(Protocol):
         routed: RoutedRepository,
         tag: Tag | None,
         manifest: Manifest,
-        actor: Actor | None,
+        cause: Cause | None,
         *,
         may_move: bool,
     ) -> WrittenManifest:
-        """Write at a quorum, and record what misses it, under the lease. Without an actor there is no event."""
+        """Write at a quorum, and record what misses it, under the lease.
+
+        Without a cause there is no event, and no move in the history.
+        """

@@ -43,6 +43,7 @@ class Table(StrEnum):
     LANES = "lanes"  # by subscription and repository: the number of its last event
     DELIVERED = "delivered"  # the last deliveries of each lane that arrived
     DEAD_LETTERS = "dead_letters"  # deliveries that were given up
+    MOVES = "moves"  # the history of tags, the newest of each first: see ports.history
 
 
 LOSS_KEY = "loss"

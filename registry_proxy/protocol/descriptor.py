@@ -70,6 +70,11 @@ class ManifestLinks:
     manifest_subject: Descriptor | None
     foreign: tuple[Descriptor, ...] = ()
 
+    @property
+    def content_bytes(self) -> int:
+        """The size of all blobs."""
+        return sum(blob.size_bytes for blob in (*self.blobs, *self.foreign))
+
 
 _WORD = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA_TYPE = re.compile(f"{_WORD}/{_WORD}")

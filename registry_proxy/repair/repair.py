@@ -31,6 +31,7 @@ from registry_proxy.replication.deletions import forget_deleted
 from registry_proxy.replication.intents import Intent, parse_key, record_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import tag_lease, write_lease
+from registry_proxy.replication.moves import taken_back_move
 from registry_proxy.replication.pauses import is_paused, repair_lease
 from registry_proxy.replication.refusals import FinalRefusalError
 from registry_proxy.replication.tag_records import holds_deleted, taken_back
@@ -368,12 +369,14 @@ class Repairer:
         assert intent.digest is not None  # noqa: S101 - a delete needs no source
         _log.warning("%s: its push never reached a replica, and is withdrawn", key)
         before: Intent | None = None
+        moves: Sequence[Change] = ()
         if key.kind is IntentKind.MANIFEST:
             forgotten = Change(*record_of(key), None)
         else:
             truth = await self._agreed_tag(key, [c for c in self._replica_set.replicas if c.name not in intent.behind])
             tagged = await self._store.get(*record_of(key))
             forgotten = taken_back(key, None if truth is None else truth.digest, tagged)
+            moves = taken_back_move(key, tagged)
             if intent.behind:
                 digest, media_type = (None, "") if truth is None else (truth.digest, truth.media_type)
                 before = Intent(digest, media_type, intent.behind)
@@ -381,7 +384,8 @@ class Repairer:
         if record is not None:
             restored = None if before is None else before.to_value()
             with contextlib.suppress(ConflictError):  # a newer write has taken it over
-                await self._store.commit([Change(Table.INTENTS, str(key), restored, expect=record.revision), forgotten])
+                withdrawn = Change(Table.INTENTS, str(key), restored, expect=record.revision)
+                await self._store.commit([withdrawn, forgotten, *moves])
 
     async def _agreed_tag(self, key: IntentKey, clients: Sequence[ReplicaClient]) -> Descriptor | None:
         for client in clients:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from registry_proxy.operations.contents import has
 from registry_proxy.ports.content import Holdings
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor, EventType, Outbox
@@ -19,6 +20,7 @@ from registry_proxy.replication.fanout import Outcome, check_writable, fan_out, 
 from registry_proxy.replication.intents import Intent, change_of, parse_key, record_of
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import configured_names, manifest_record_key, tag_lease, write_lease
+from registry_proxy.replication.moves import announced_delete, entered_delete
 from registry_proxy.replication.tag_records import deleted_value, tag_record_key
 from registry_proxy.tasks import repeat
 
@@ -63,28 +65,44 @@ async def _try_forget(store: Store, key: IntentKey, missing: Sequence[str], *, h
         changes.append(Change(Table.INTENTS, tombstone.key, tombstone.value, expect=tombstone.revision))
     if key.kind is IntentKind.TAG:
         # Noted once more: a reader that asked a replica meanwhile remembers the tag with the earlier revision.
-        records = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
-        changes += [Change(*record_of(key), None), _deletion(key, *records)]
+        record, deletion = await store.get_all([record_of(key), (Table.DELETIONS, str(key))])
+        changes += [Change(*record_of(key), None), *_forgotten_tag(key, record, deletion, deletion)]
     else:
         changes += await _changes_that_forget(store, key.routed, parse_digest(key.name), missing)
     await store.commit(changes)
 
 
-def _deletion(key: IntentKey, *records: Record | None) -> Change:
-    """Return the change that notes a deletion; ``records`` are those of a deleted tag."""
-    return Change(Table.DELETIONS, str(key), deleted_value(time.time(), *records))
+def _deletion(key: IntentKey, cause: Cause | None, previous: Digest | None = None) -> Change:
+    """Return the change that notes a deletion; ``previous`` is what a tag was."""
+    return Change(Table.DELETIONS, str(key), {**deleted_value(time.time()), **announced_delete(cause, previous)})
+
+
+def _forgotten_tag(
+    key: IntentKey, record: Record | None, earlier: Record | None, deletion: Record | None
+) -> Sequence[Change]:
+    """Return the changes that note the deletion of a tag and enter it in the history.
+
+    Args:
+        key: of the tag.
+        record: of the tag.
+        earlier: of its deletion.
+        deletion: that of the tag, or of the manifest that it was on; it has the cause.
+    """
+    moves, moved = entered_delete(key, time.time(), record, deletion)
+    return [Change(Table.DELETIONS, str(key), {**deleted_value(time.time(), record, earlier), **moved}), *moves]
 
 
 async def _changes_that_forget(
     store: Store, routed: RoutedRepository, digest: Digest, missing: Sequence[str]
 ) -> list[Change]:
     changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None)]
+    deletion = await store.get(Table.DELETIONS, str(IntentKey(routed, IntentKind.MANIFEST, str(digest))))
     lacking: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
     for record in await store.list(Table.TAGS, f"{routed}|"):
         if record.value["digest"] == str(digest):
             changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
             tag = IntentKey(routed, IntentKind.TAG, record.key.removeprefix(f"{routed}|"))
-            changes.append(_deletion(tag, record))
+            changes += _forgotten_tag(tag, record, None, deletion)
             lacking[str(tag)] = (set(missing), 0)
     for record in await store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
         intent = Intent.from_value(record.value)
@@ -151,6 +169,7 @@ class DeletionReplication:
         await self._delete(
             IntentKey(routed, IntentKind.MANIFEST, str(digest)),
             lambda client: client.delete_manifest(routed.repository, digest),
+            _deletion(IntentKey(routed, IntentKind.MANIFEST, str(digest)), _cause(actor)),
             await self._announce(actor, routed, digest=str(digest)),
         )
 
@@ -164,6 +183,7 @@ class DeletionReplication:
         await self._delete(
             IntentKey(routed, IntentKind.TAG, tag),
             lambda client: client.delete_tag(routed.repository, tag),
+            _deletion(IntentKey(routed, IntentKind.TAG, tag), _cause(actor), digest),
             await self._announce(actor, routed, tag=tag, digest=str(digest)),
         )
         return digest
@@ -175,6 +195,7 @@ class DeletionReplication:
         await self._delete(
             IntentKey(routed, IntentKind.BLOB, str(digest)),
             lambda client: client.delete_blob(routed.repository, digest),
+            _deletion(IntentKey(routed, IntentKind.BLOB, str(digest)), None),
         )
 
     async def _announce(self, actor: Actor | None, routed: RoutedRepository, **fields: str) -> Sequence[Change]:
@@ -185,11 +206,12 @@ class DeletionReplication:
         self,
         key: IntentKey,
         operation: Callable[[ReplicaClient], Awaitable[None]],
+        deletion: Change,
         events: Sequence[Change] = (),
     ) -> None:
         """Delete at a quorum; from the first replica that did it on, it is rolled forward."""
         replica_set = self.replica_sets[key.routed.upstream]
-        write = await self.journal.begin({key: (None, "")}, configured_names(replica_set), [_deletion(key), *events])
+        write = await self.journal.begin({key: (None, "")}, configured_names(replica_set), [deletion, *events])
         outcome = await fan_out(replica_set, lanes_of(replica_set, key.name, paused=write.paused), operation)
         if unsupported := _unsupported(outcome):
             await self.journal.withdraw(write)
@@ -202,6 +224,10 @@ class DeletionReplication:
             await forget_deleted(self.store, key, missing, has_tombstone=bool(write.intents))
             await self.journal.conclude(write, outcome.confirmed)
         require_quorum(replica_set, outcome)
+
+
+def _cause(actor: Actor | None) -> Cause | None:
+    return None if actor is None else Cause(actor)
 
 
 def _unsupported(outcome: Outcome) -> RegistryError | None:

@@ -30,12 +30,16 @@ from registry_proxy.replication.intents import (
     record_of,
     revise_intent,
 )
+from registry_proxy.replication.moves import numbered
 from registry_proxy.replication.pauses import find_pause
 from registry_proxy.replication.roster import Roster
 from registry_proxy.replication.tag_records import moved
 from registry_proxy.replication.witnesses import is_witness, witness_of
 
 _log = logging.getLogger(__name__)
+
+_NEW = frozenset({Table.OUTBOX, Table.MOVES})
+"""Tables of records that a write adds: none of them replaces one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ class Journal:
         Args:
             contents: for each key its intended digest (None for deleted) and media type.
             replicas: the names of all that must have it; none over shared storage, which cannot diverge.
-            changes: further records, such as the tag's, and entries of the outbox.
+            changes: further records, such as the tag's, entries of the outbox, and a move of the tag.
         """
         return await retried(lambda: self._try_begin(contents if replicas else {}, replicas, changes))
 
@@ -148,10 +152,11 @@ class Journal:
             before = intent_of(record) or Intent(digest, media_type, ())
             behind, until = before.replicas_behind(now), now + WRITING_SECONDS
             intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
-        records = [await self._store.get(one.table, one.key) for one in changes]
+        records = [None if one.table in _NEW else await self._store.get(one.table, one.key) for one in changes]
         changes, records = announced(changes, records, now + WRITING_SECONDS)
-        previous += [(one.table, one.key, record) for one, record in zip(changes, records, strict=True)]
         changes = [await self._moved(one, record) for one, record in zip(changes, records, strict=True)]
+        changes, records = numbered(changes, records, now)
+        previous += [(one.table, one.key, record) for one, record in zip(changes, records, strict=True)]
         stored = [Change(Table.INTENTS, str(key), intent.to_value()) for key, intent in intents.items()]
         expecting = [
             replace(change, expect=revision_of(record))

@@ -9,10 +9,11 @@ from registry_proxy.operations.contents import find_cached_manifest
 from registry_proxy.operations.refused_pushes import content_unknown
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import UpstreamUnavailableError
+from registry_proxy.ports.history import Cause, Move
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.manifests import WrittenManifest
 from registry_proxy.ports.names import ContentKind, RoutedRepository, parse_routed
-from registry_proxy.ports.outbox import Actor, EventType, Outbox
+from registry_proxy.ports.outbox import EventType, Outbox
 from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
@@ -20,6 +21,7 @@ from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.replication.fanout import Outcome, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Journal, OpenWrite
+from registry_proxy.replication.moves import unnumbered
 from registry_proxy.replication.refusals import FinalRefusalError, may_lack_content
 from registry_proxy.replication.tag_records import tag_record_key
 from registry_proxy.replication.transfer import PartAbsentError, Transfer
@@ -117,7 +119,7 @@ class ManifestReplication:
         routed: RoutedRepository,
         tag: Tag | None,
         manifest: Manifest,
-        actor: Actor | None,
+        cause: Cause | None,
         *,
         may_move: bool,
     ) -> WrittenManifest:
@@ -132,7 +134,7 @@ class ManifestReplication:
         replica_set = self.replica_sets[routed.upstream]
         if tag is not None and not may_move:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
-        write = await self._begin(replica_set, routed, tag, manifest.descriptor, actor)
+        write = await self._begin(replica_set, routed, tag, manifest.descriptor, cause)
         transfers: list[Transfer] = []
 
         async def put_at(client: ReplicaClient) -> None:
@@ -166,7 +168,7 @@ class ManifestReplication:
         routed: RoutedRepository,
         tag: Tag | None,
         descriptor: Descriptor,
-        actor: Actor | None,
+        cause: Cause | None,
     ) -> OpenWrite:
         digest, content = descriptor.digest, (descriptor.digest, descriptor.media_type)
         contents = {IntentKey(routed, IntentKind.MANIFEST, str(digest)): content}
@@ -174,17 +176,20 @@ class ManifestReplication:
         if tag is not None:
             contents[IntentKey(routed, IntentKind.TAG, tag)] = content
             changes.append(Change(Table.TAGS, tag_record_key(routed, tag), {"digest": str(digest)}))
-        if actor is not None and (event := await self._event(routed, tag, descriptor, actor)) is not None:
+            if cause is not None:
+                size_bytes = descriptor.size_bytes + cause.content_bytes if cause.content_bytes else 0
+                changes.append(unnumbered(routed, tag, Move.by(cause, str(digest), size_bytes=size_bytes)))
+        if cause is not None and (event := await self._event(routed, tag, descriptor, cause)) is not None:
             changes.append(event)
         return await self.journal.begin(contents, configured_names(replica_set), changes)
 
     async def _event(
-        self, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor, actor: Actor
+        self, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor, cause: Cause
     ) -> Change | None:
         return await self.outbox.entry(
             EventType.MANIFEST if tag is None else EventType.PUSH,
             routed,
-            actor,
+            cause.actor,
             tag=tag or "",
             digest=str(descriptor.digest),
             media_type=descriptor.media_type,

@@ -4,11 +4,13 @@ Only the order of the last few digests is kept here, in the record that every wr
 reader can tell an older state from a push past us at the cost of that one record.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from registry_proxy.operations.contents import ask, has, unless_absent
+from registry_proxy.ports.history import Move, MoveKind
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import ReplicaClient
@@ -16,6 +18,7 @@ from registry_proxy.ports.store import Change, Record, Store, Table
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.replication.intents import record_of
+from registry_proxy.replication.moves import last_moved, numbered, unnumbered
 
 _EARLIER_MAX = 16
 
@@ -84,13 +87,14 @@ def moved(change: Change, before: Record | None, deleted: Record | None) -> Chan
     digest = change.value.get("digest")
     known = _digests(before) or _digests(deleted)
     earlier = [one for one in known if one != digest][:_EARLIER_MAX]
-    return replace(change, value={**change.value, "earlier": earlier}) if earlier else change
+    kept = {**last_moved(before, deleted), **({"earlier": earlier} if earlier else {})}
+    return replace(change, value={**kept, **change.value}) if kept else change
 
 
 def deleted_value(deleted_at: float, *records: Record | None) -> Mapping[str, Any]:
     """Return the value of a deletion: when, in seconds since the epoch, and what the tag was by its records."""
     earlier = list(dict.fromkeys(digest for record in records for digest in _digests(record)))[:_EARLIER_MAX]
-    return {"deleted_at": deleted_at, "earlier": earlier} if earlier else {"deleted_at": deleted_at}
+    return {"deleted_at": deleted_at, **({"earlier": earlier} if earlier else {}), **last_moved(*records)}
 
 
 def _digests(record: Record | None) -> Sequence[str]:
@@ -112,7 +116,7 @@ def taken_back(key: IntentKey, digest: Digest | None, record: Record | None) -> 
         return Change(*record_of(key), None)
     earlier = [one for one in ([] if record is None else _earlier(record)) if one != str(digest)]
     value = {"digest": str(digest), "earlier": earlier} if earlier else {"digest": str(digest)}
-    return Change(*record_of(key), value)
+    return Change(*record_of(key), {**value, **last_moved(record)})
 
 
 async def choose(store: Store, key: IntentKey, digest: Digest) -> None:
@@ -123,4 +127,7 @@ async def choose(store: Store, key: IntentKey, digest: Digest) -> None:
     """
     record = await store.get(*record_of(key))
     if record is not None and record.value["digest"] != str(digest):
-        await store.commit([moved(Change(*record_of(key), {"digest": str(digest)}, record.revision), record, None)])
+        chosen = moved(Change(*record_of(key), {"digest": str(digest)}, record.revision), record, None)
+        seen = Move(kind=MoveKind.SEEN, digest=str(digest), reason="chosen where replicas differed")
+        changes, _ = numbered([chosen, unnumbered(key.routed, Tag(key.name), seen)], [record, None], time.time())
+        await store.commit(changes)

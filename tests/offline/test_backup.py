@@ -34,6 +34,7 @@ CONTENTS = [
     Change(Table.TAGS, "main/a|latest", {"digest": "sha256:1"}),
     Change(Table.INTENTS, "main/a|tag|latest", {"missing": ["b"]}),
     Change(Table.META, "members/main", {"names": ["a", "b"]}),
+    Change(Table.MOVES, "main/a|latest|00000000000000001", {"kind": "push", "digest": "sha256:1"}),
 ]
 
 

@@ -33,6 +33,7 @@ from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.events.record import DeliveryRecord
+from registry_proxy.history.open import History
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Warmer
@@ -107,6 +108,9 @@ ADMIN_ROUTES = {
     "GET /upstreams/{name}/verify": _ADMINS,
     "POST /upstreams/{name}/verify": _ADMINS,
     "GET /repositories": _ADMINS,
+    "GET /tags": _USERS,
+    "GET /tags/history": _USERS,
+    "GET /tags/image": _USERS,
     "GET /subscriptions": _ADMINS,
     "GET /subscriptions/{name}": _ADMINS,
     "PUT /subscriptions/{name}": _ADMINS,
@@ -304,23 +308,22 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
         async with control.publishing(signer):
             await directory.users.put(ADMIN[0], UserInput(password=ADMIN[1], is_admin=True))
             await directory.users.put(BOB[0], UserInput(password=BOB[1]))
+            pull = Pull(
+                readers={"main": reader},
+                impatient_readers={"main": reader},
+                cache=cache,
+                holdings=holdings,
+                proofs=holdings_of(reader, holdings, cache),
+                observer=observer,
+                tag_rules={"main": TagRules(10)},
+            )
             services = AdminServices(
                 directory=directory,
                 signer=signer,
                 upstreams={"main": UpstreamServices(upstreams["main"], repairs["main"], compares, maintains)},
                 cache=cache,
-                warmer=Warmer(
-                    Pull(
-                        readers={"main": reader},
-                        impatient_readers={"main": reader},
-                        cache=cache,
-                        holdings=holdings,
-                        proofs=holdings_of(reader, holdings, cache),
-                        observer=observer,
-                        tag_rules={"main": TagRules(10)},
-                    ),
-                    _no_referrers,
-                ),
+                warmer=Warmer(pull, _no_referrers),
+                history=History(store, changes, pull),
                 route=router.route,
                 known=KnownRepositories(
                     partial(recorded_repositories, store),

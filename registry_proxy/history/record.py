@@ -1,0 +1,58 @@
+"""The record of moves as callers see it: the tags of a repository, and the moves of a tag."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from registry_proxy.ports.history import MOVED, Move, move_key, moves_prefix
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Record, Store, Table
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag, parse_digest
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedTag:
+    """A tag that was made through us: what it is, and the key of its last move; None where it has no history."""
+
+    tag: Tag
+    digest: Digest
+    move: str | None
+
+
+class TagHistory:
+    """Reads the history of tags. Its methods raise StoreUnavailableError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def tags(self, routed: RoutedRepository) -> Sequence[RecordedTag]:
+        """Return the tags of a repository that are on record, without our own."""
+        records = await self._store.list(Table.TAGS, f"{routed}|")
+        return [tag for tag in map(_recorded, records) if not tag.tag.startswith(RESERVED_TAG_PREFIX)]
+
+    async def last_moves(self, tags: Collection[RecordedTag]) -> Mapping[Tag, Move]:
+        """Return the last move of each tag that has a history, by one question."""
+        keys = {tag.tag: tag.move for tag in tags if tag.move is not None}
+        records = await self._store.get_all([(Table.MOVES, key) for key in keys.values()]) if keys else []
+        return {tag: Move.of(record) for tag, record in zip(keys, records, strict=True) if record is not None}
+
+    async def moves(self, routed: RoutedRepository, tag: Tag) -> Sequence[Move]:
+        """Return the moves of a tag, newest first.
+
+        The digest before each is that of the move behind it, where there is one: a write that was taken back may have
+        come between when it was stored.
+        """
+        records = await self._store.list(Table.MOVES, moves_prefix(routed, tag))
+        return list(_chained([Move.of(record) for record in records]))
+
+
+def _recorded(record: Record) -> RecordedTag:
+    routed, _, tag = record.key.rpartition("|")
+    number = record.value.get(MOVED)
+    key = None if number is None else move_key(f"{routed}|{tag}|", number)
+    return RecordedTag(Tag(tag), parse_digest(record.value["digest"]), key)
+
+
+def _chained(moves: Sequence[Move]) -> Iterator[Move]:
+    for index, move in enumerate(moves):
+        is_last = index + 1 == len(moves)
+        yield move if is_last else replace(move, previous=moves[index + 1].digest)
