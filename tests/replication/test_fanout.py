@@ -64,7 +64,7 @@ async def test_quorum_table(write_quorum: int, endings: dict[str, Exception], mi
 
 
 async def test_credentials_refused_at_all_is_no_fault_of_the_write() -> None:
-    """A 502 of every replica says nothing about the content: 503, and nothing is taken back."""
+    """A 502 of every replica proves nothing about the content: 503, and nothing is taken back."""
     replica_set = replicas()
     error = RegistryError(ErrorCode.UNAVAILABLE, "credentials", status=502)
     outcome = await fan_out(replica_set, lanes_of(replica_set, "key"), Operation(r0=error, r1=error, r2=error))
@@ -75,7 +75,7 @@ async def test_credentials_refused_at_all_is_no_fault_of_the_write() -> None:
 
 
 async def test_a_slow_replica_is_left_behind_after_its_grace() -> None:
-    """Past the quorum a slow one has its grace, then it is reported and missing; below the quorum it is waited for."""
+    """Past the quorum a slow replica has its grace, then it counts as missing; below it the write waits for it."""
     replica_set, never, soon = replicas(2), asyncio.Event(), asyncio.Event()
     outcome = await fan_out(replica_set, lanes_of(replica_set, "key"), Operation(r1=never), grace_seconds=0.01)
     assert require_quorum(replica_set, outcome) == ["r1"]
@@ -93,7 +93,7 @@ async def test_a_slow_replica_is_left_behind_after_its_grace() -> None:
 
 
 async def test_shared_storage_asks_one_and_then_the_next() -> None:
-    """One replica is enough; the next is asked when it cannot be reached, and not when it refuses."""
+    """One replica is enough; the next one is asked after a failed connection, and not after a refusal."""
     replica_set = replicas(storage=StorageKind.SHARED, write_quorum=3)
     (lane,) = lanes_of(replica_set, "key")
     names = [client.name for client in lane]
@@ -107,14 +107,14 @@ async def test_shared_storage_asks_one_and_then_the_next() -> None:
 
 
 def test_shared_storage_is_spread_and_goes_on_where_it_began() -> None:
-    """Different keys begin at different replicas; a session goes on at the one that has it."""
+    """Different keys begin at different replicas; a session continues at the replica that has it."""
     replica_set = replicas(storage=StorageKind.SHARED)
     assert {lanes_of(replica_set, str(key))[0][0].name for key in range(100)} == {"r0", "r1", "r2"}
     assert all(lanes_of(replica_set, str(key), {"r1"})[0][0].name == "r1" for key in range(20))
 
 
 async def test_a_defect_is_not_taken_for_a_replica_that_is_down() -> None:
-    """An error that no port declares comes out, after the others have ended."""
+    """An undeclared error is raised, after the other writes have ended."""
     replica_set = replicas(2)
     with pytest.raises(ZeroDivisionError):
         await fan_out(replica_set, lanes_of(replica_set, "key"), Operation(r0=ZeroDivisionError(), r1=asyncio.Event()))
@@ -122,7 +122,7 @@ async def test_a_defect_is_not_taken_for_a_replica_that_is_down() -> None:
 
 
 def test_what_is_known_to_fail_is_refused_first() -> None:
-    """Read-only is 403 DENIED; too few replicas that are up 503, with one up enough over shared storage."""
+    """Read-only is 403 DENIED; too few available replicas are 503; over shared storage one is enough."""
     replica_set = replicas(2, write_quorum=2)
     check_writable(replica_set)
     replica_set.down.add("r0")

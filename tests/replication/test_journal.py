@@ -1,4 +1,4 @@
-"""The journal: what counts against which replica, and when."""
+"""The journal: the writes that count against a replica, and their times."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,13 +35,13 @@ class Clock:
 
 @asynccontextmanager
 async def open_journal(directory: Path, clock: Clock | None = None) -> AsyncIterator[tuple[Journal, Store]]:
-    """Open a journal over a store of its own."""
+    """Open a journal over a new store."""
     async with open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page")) as (store, changes):
         yield Journal(store, changes, RecordingObserver(), {"main": NAMES}, clock=clock or Clock()), store
 
 
 async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:
-    """One confirms, one does not: only the other misses the tag, counts as behind, and only in that repository."""
+    """A replica that did not confirm misses the tag and counts as behind in that repository; another one does not."""
     async with open_journal(tmp_path) as (journal, _):
         write = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
         await journal.conclude(write, {"a"})
@@ -54,7 +54,7 @@ async def test_marks_are_those_who_did_not_confirm(tmp_path: Path) -> None:
 
 
 async def test_a_write_under_way_counts_against_nobody_and_an_abandoned_one_against_all(tmp_path: Path) -> None:
-    """A node that died in mid-fan-out leaves an intent: a minute later nobody is sure to have it."""
+    """An intent of a node that died in mid-fan-out counts against all replicas a minute later."""
     clock = Clock()
     async with open_journal(tmp_path, clock) as (journal, _):
         await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
@@ -78,7 +78,7 @@ async def test_who_was_behind_stays_behind_while_a_newer_write_is_under_way(tmp_
 
 
 async def test_withdrawing_puts_back_what_was(tmp_path: Path) -> None:
-    """Intents and records are as before the write; what did not exist does not exist."""
+    """Intents and records are as before the write; absent ones are absent again."""
     async with open_journal(tmp_path) as (journal, store):
         await journal.conclude(await journal.begin({TAG_KEY: (OLD, "type")}, NAMES), {"a"})
         before = {record.key: record.value for record in await store.list(Table.INTENTS)}
@@ -92,7 +92,7 @@ async def test_withdrawing_puts_back_what_was(tmp_path: Path) -> None:
 
 
 async def test_a_confirmation_between_begin_and_conclude_is_not_lost(tmp_path: Path) -> None:
-    """Another push heals one of the keys meanwhile: the end of the write still counts, for every key of it."""
+    """When another push heals one of the keys meanwhile, the end of the write still counts for every key of it."""
     async with open_journal(tmp_path) as (journal, store):
         manifest = IntentKey(ROUTED, IntentKind.MANIFEST, str(NEW))
         write = await journal.begin({TAG_KEY: (NEW, "type"), manifest: (NEW, "type")}, NAMES)
@@ -105,7 +105,7 @@ async def test_a_confirmation_between_begin_and_conclude_is_not_lost(tmp_path: P
 
 
 async def test_a_newer_write_of_a_key_is_the_truth(tmp_path: Path) -> None:
-    """The end of an overtaken write makes no other truth, and what the newer one confirms is doubted then."""
+    """The end of an overtaken write changes no newer state, and confirmations of the newer one are then in doubt."""
     async with open_journal(tmp_path) as (journal, _):
         overtaken = await journal.begin({TAG_KEY: (OLD, "type")}, NAMES)
         newer = await journal.begin({TAG_KEY: (NEW, "type")}, NAMES)
@@ -119,7 +119,7 @@ async def test_a_newer_write_of_a_key_is_the_truth(tmp_path: Path) -> None:
 
 
 async def test_another_worker_sees_marks_at_once(tmp_path: Path) -> None:
-    """Two journals over one store and page: what one records the other answers by."""
+    """Of two journals over one store and page, each answers with the records of the other."""
     async with open_journal(tmp_path) as (one, _), open_journal(tmp_path) as (other, _):
         assert not (await other.current.marks()).misses_any("b", ROUTED)
         await one.conclude(await one.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
@@ -127,7 +127,7 @@ async def test_another_worker_sees_marks_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_write_reads_nothing_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ten thousands of open intents a push costs no more than with none: only what changed is read."""
+    """With ten thousands of open intents a push costs no more than with none: only changes are read."""
     async with open_journal(tmp_path) as (journal, _):
         for number in range(50):
             key = IntentKey(ROUTED, IntentKind.TAG, Tag(f"v{number}"))
@@ -148,7 +148,7 @@ async def test_a_write_reads_nothing_of_the_others(tmp_path: Path, monkeypatch: 
 
 
 async def test_over_shared_storage_nothing_is_recorded(tmp_path: Path) -> None:
-    """Replicas over one store cannot diverge: no intent, only the records."""
+    """Replicas over one store cannot diverge: there are records and no intents."""
     async with open_journal(tmp_path) as (journal, store):
         record = Change(Table.TAGS, "main/team/app|latest", {"digest": str(NEW)})
         write = await journal.begin({TAG_KEY: (NEW, "type")}, [], [record])
@@ -158,7 +158,7 @@ async def test_over_shared_storage_nothing_is_recorded(tmp_path: Path) -> None:
 
 
 async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage of the store does not make a replica that was behind current, nor stop reading."""
+    """During an outage of the store a replica that was behind stays behind, and reads go on."""
     async with open_journal(tmp_path) as (journal, store):
         await journal.conclude(await journal.begin({TAG_KEY: (NEW, "type")}, NAMES), {"a"})
         await journal.current.marks()
@@ -172,7 +172,7 @@ async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatc
 
 
 async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
-    """Open intents, newcomers and pauses of memory are on record again, and the store's word is doubtful."""
+    """Open intents, newcomers and pauses in memory are on record again, and the store's answer is doubtful."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
         journal = Journal(store, changes, RecordingObserver(), {"main": NAMES}, guarded=["main"])
         await journal.roster.note()
@@ -185,7 +185,7 @@ async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
         for table in Table:
             records = await store.list(table)
             await store.commit([Change(table, record.key, None) for record in records])
-        changes._page.note_loss()  # as the watch does that finds an older store
+        changes._page.note_loss()  # as the watch does when it finds an older store
         marks = await journal.current.marks()
         assert marks.has_tag_intent("b", ROUTED, "latest")
         assert marks.why_new("a", "main") == before
@@ -193,7 +193,7 @@ async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
 
 
 async def test_a_clock_that_is_put_back_keeps_no_write_open(tmp_path: Path) -> None:
-    """The end of an abandoned write, set before, is in a future that no write can have: it counts against all."""
+    """The end of an abandoned write, set before, lies too far in the future: it counts against all."""
     clock = Clock()
     async with open_journal(tmp_path, clock) as (journal, _):
         key = IntentKey(ROUTED, IntentKind.TAG, "latest")

@@ -1,4 +1,4 @@
-"""Manifests and tags at several replicas: intents, healing, what is taken back and what is rolled forward."""
+"""Manifests and tags at several replicas: intents, healing, writes taken back and writes completed."""
 
 import asyncio
 from typing import Any
@@ -34,7 +34,7 @@ async def push(setting: Bench, parts: Parts, tag: str = LATEST) -> Parts:
 
 
 def cached_tag(setting: Bench) -> object:
-    """Return what this node answers for the tag without asking."""
+    """Return this node's answer for the tag without a request."""
     found = setting.holdings.find_tag(ROUTED, LATEST)
     return None if found is None else found.digest
 
@@ -47,7 +47,7 @@ async def records(setting: Bench) -> tuple[set[str], dict[str, str]]:
 
 
 async def test_a_push_is_everywhere_and_recorded(setting: Bench) -> None:
-    """Both replicas, the cache, the holding, the tag and the records say the same; nothing is open."""
+    """Both replicas, the cache, the holding, the tag and the records agree; nothing is open."""
     app = await push(setting, image(b"layer"))
     for replica in (setting.a, setting.b):
         assert replica.tags == {(REPOSITORY, LATEST): app.digest}
@@ -62,7 +62,7 @@ async def test_a_push_is_everywhere_and_recorded(setting: Bench) -> None:
 
 
 async def test_by_digest_no_tag_is_made(setting: Bench) -> None:
-    """A manifest pushed by its digest is known and tags nothing; a digest that does not match is refused."""
+    """A manifest pushed by its digest is known and sets no tag; a digest that does not match is refused."""
     app = await upload(setting, image(b"layer"))
     error = await refused(setting.under_test.put(digest_of(b"other"), app.manifest, app.media_type))
     assert error.code is ErrorCode.DIGEST_INVALID
@@ -83,7 +83,7 @@ async def test_what_is_no_manifest_reaches_no_replica(setting: Bench, body: byte
 
 
 async def test_the_intent_is_stored_before_a_replica_is_touched(setting: Bench) -> None:
-    """While the first PUT is under way both replicas stand in the intents, and neither is held to be behind."""
+    """While the first PUT is under way both replicas are in the intents, and neither counts as behind."""
     app = await upload(setting, image(b"layer"))
     setting.a.gates["put_manifest"] = setting.b.gates["put_manifest"] = gate = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -100,9 +100,9 @@ async def test_the_intent_is_stored_before_a_replica_is_touched(setting: Bench) 
 
 
 async def test_a_tag_has_another_revision_when_its_push_is_acknowledged(setting: Bench) -> None:
-    """What a replica said of a tag during a push is not taken for what it is afterwards, by the revision of its record.
+    """A replica's answer about a tag during a push is not used after the push: the record has another revision.
 
-    Another node that asks while the push is under way may be told of before it.
+    Another node that asks while the push is under way may get the tag as it was before.
     """
     app, store, key = await upload(setting, image(b"layer")), setting.under_test.store, f"{ROUTED}|latest"
     setting.a.gates["put_manifest"] = setting.b.gates["put_manifest"] = gate = asyncio.Event()
@@ -122,7 +122,7 @@ async def test_a_tag_has_another_revision_when_its_push_is_acknowledged(setting:
 
 
 async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setting: Bench) -> None:
-    """What it misses is on record before the answer; the same image pushed again when it is back leaves no mark."""
+    """Its missing writes are on record before the answer; a second push of the image when it is back leaves no mark."""
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"))
     marks = await setting.under_test.journal.current.marks()
@@ -130,7 +130,7 @@ async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setti
     assert not marks.misses_tag("a", ROUTED, LATEST)
     assert marks.pending("b", "main") == 4  # two blobs, a manifest, a tag
     setting.replicas.down.clear()
-    # Docker asks HEAD for the blobs, hears that they are there, and sends the manifest alone.
+    # Docker sends HEAD for the blobs, finds them present, and sends the manifest alone.
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
     assert setting.b.blobs == setting.a.blobs
     assert setting.b.tags == setting.a.tags
@@ -139,7 +139,7 @@ async def test_a_replica_that_is_down_is_marked_and_a_later_push_clears_it(setti
 
 
 async def test_a_replica_that_dies_in_the_put_is_marked(setting: Bench) -> None:
-    """It may or may not have the manifest: it counts as behind."""
+    """The replica may or may not have the manifest: it counts as behind."""
     app = await upload(setting, image(b"layer"))
     setting.b.errors["put_manifest"] = UpstreamUnavailableError("reset")
     await setting.under_test.put(LATEST, app.manifest, app.media_type)
@@ -157,7 +157,7 @@ async def test_a_slow_replica_holds_nobody_up_for_ever(setting: Bench, monkeypat
 
 
 async def test_no_quorum_is_said_before_anything(setting: Bench) -> None:
-    """Two needed, one up: 503, no intent, no request."""
+    """With two needed and one up there is a 503, no intent, and no request."""
     setting.replicas.write_quorum = 2
     setting.replicas.down.add("b")
     app = image(b"layer")
@@ -169,7 +169,7 @@ async def test_no_quorum_is_said_before_anything(setting: Bench) -> None:
 async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     """One of two needed replicas has it: 503, its intent stays, and the client's retry completes it.
 
-    Until then the tag may be told as it was; from the answer to the retry on it is told as it is.
+    Until then either value of the tag may be served; from the answer to the retry on only the new one.
     """
     setting.replicas.write_quorum = 2
     before = await push(setting, image(b"layer"))
@@ -186,7 +186,7 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
 
 
 async def test_what_all_refuse_is_taken_back(setting: Bench) -> None:
-    """A manifest that every replica refuses leaves intents, records and the tag as they were, and says why."""
+    """A manifest that every replica refuses leaves intents, records and the tag as before; the answer says why."""
     setting.replicas.down.add("b")
     first = await push(setting, image(b"layer"))
     before, intents = await records(setting), await setting.under_test.intents()
@@ -204,7 +204,7 @@ async def test_what_all_refuse_is_taken_back(setting: Bench) -> None:
 
 
 async def test_a_collected_blob_is_sent_again_from_the_cache(setting: Bench) -> None:
-    """A garbage collection at the replicas took the blobs: they come from our cache and the push succeeds."""
+    """A garbage collection at the replicas removed the blobs: they come from our cache and the push succeeds."""
     app = await upload(setting, image(b"layer"))
     setting.a.blobs.clear()
     setting.b.blobs.clear()
@@ -215,7 +215,7 @@ async def test_a_collected_blob_is_sent_again_from_the_cache(setting: Bench) -> 
 async def test_what_a_repair_brings_after_a_refusal_makes_that_no_final_one(
     setting: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A replica that lacked a blob, and has it a moment later, gets the manifest: nothing says that it cannot."""
+    """A replica that missed a blob, and has it a moment later, gets the manifest: no final refusal is on record."""
     app = await upload(setting, image(b"1"))
     blobs, put_manifest = setting.b.blobs, setting.b.put_manifest
     setting.b.blobs = {}
@@ -233,7 +233,7 @@ async def test_what_a_repair_brings_after_a_refusal_makes_that_no_final_one(
 
 
 async def test_what_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
-    """A collected blob that is in no cache: the client hears MANIFEST_BLOB_UNKNOWN, and its retry will upload it."""
+    """For a collected blob in no cache the client gets MANIFEST_BLOB_UNKNOWN, and its retry will upload it."""
     app = await upload(setting, image(b"layer"))
     setting.a.blobs.clear()
     setting.b.blobs.clear()
@@ -246,7 +246,7 @@ async def test_what_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
 
 
 async def test_a_manifest_does_not_fetch_what_its_repository_does_not_hold(setting: Bench) -> None:
-    """Naming the digest of a cached blob of another repository does not copy it: MANIFEST_BLOB_UNKNOWN."""
+    """A manifest with the digest of another repository's cached blob does not copy it: MANIFEST_BLOB_UNKNOWN."""
     app = image(b"layer")
     for blob in app.blobs:
         setting.cache.add(blob)
@@ -281,7 +281,7 @@ async def test_the_children_of_an_index_are_healed_with_their_blobs(setting: Ben
 
 
 async def test_create_only_makes_new_tags_and_moves_none(setting: Bench) -> None:
-    """The first push of a tag is taken, the second is a 403 that changes nothing."""
+    """The first push of a tag is accepted, the second is a 403 that changes nothing."""
     first, second = await upload(setting, image(b"1")), await upload(setting, image(b"2"))
     await setting.under_test.put(LATEST, first.manifest, first.media_type, may_move=False)
     error = await refused(setting.under_test.put(LATEST, second.manifest, second.media_type, may_move=False))
@@ -290,7 +290,7 @@ async def test_create_only_makes_new_tags_and_moves_none(setting: Bench) -> None
 
 
 async def test_create_only_sees_tags_pushed_past_the_proxy(setting: Bench) -> None:
-    """A tag that only one replica has, and we have no record of, exists."""
+    """A tag that only one replica has, and that has no record, exists."""
     app = await upload(setting, image(b"1"))
     setting.b.add_manifest(REPOSITORY, b"{}", LATEST)
     error = await refused(setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False))
@@ -298,7 +298,7 @@ async def test_create_only_sees_tags_pushed_past_the_proxy(setting: Bench) -> No
 
 
 async def test_create_only_may_repeat_a_push_that_succeeded(setting: Bench) -> None:
-    """A retried job pushes the same digest again: nothing moves, whether the tag is on record or only at replicas."""
+    """A retried push of the same digest moves nothing, whether the tag is on record or only at replicas."""
     app = await upload(setting, image(b"1"))
     for _ in range(2):
         await setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False)
@@ -309,7 +309,7 @@ async def test_create_only_may_repeat_a_push_that_succeeded(setting: Bench) -> N
 
 
 async def test_create_only_moves_no_tag_back_that_was_moved_past_the_proxy(setting: Bench) -> None:
-    """The record still names the first digest, a replica another one: to push the first again is a move."""
+    """The record still names the first digest, a replica another one: a second push of the first is a move."""
     app = await upload(setting, image(b"1"))
     await setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False)
     setting.b.add_manifest(REPOSITORY, b"{}", LATEST)
@@ -318,7 +318,7 @@ async def test_create_only_moves_no_tag_back_that_was_moved_past_the_proxy(setti
 
 
 async def test_create_only_may_repeat_what_failed_halfway(setting: Bench) -> None:
-    """A create that lost its quorum is on record but was never acknowledged: its retry is no move."""
+    """A create that missed its quorum is on record but was never acknowledged: its retry is no move."""
     setting.replicas.write_quorum = 2
     app = await upload(setting, image(b"1"))
     setting.b.errors["put_manifest"] = UpstreamUnavailableError("reset")
@@ -330,7 +330,7 @@ async def test_create_only_may_repeat_what_failed_halfway(setting: Bench) -> Non
 
 
 async def test_two_creates_at_once_make_one_tag(setting: Bench) -> None:
-    """Race: of ten parallel creates of one tag exactly one is taken, at every replica the same."""
+    """Of ten parallel creates of one tag exactly one is accepted, the same at every replica."""
     images = [await upload(setting, image(bytes([number]))) for number in range(10)]
     puts = [setting.under_test.put(LATEST, app.manifest, app.media_type, may_move=False) for app in images]
     results = await asyncio.gather(*puts, return_exceptions=True)
@@ -340,7 +340,7 @@ async def test_two_creates_at_once_make_one_tag(setting: Bench) -> None:
 
 
 async def test_parallel_moves_of_a_tag_end_the_same_everywhere(setting: Bench) -> None:
-    """Ten parallel pushes of one tag: both replicas, the record and this node agree on the last."""
+    """After ten parallel pushes of one tag both replicas, the record and this node agree on the last one."""
     images = [await upload(setting, image(bytes([number]))) for number in range(10)]
     await asyncio.gather(*(setting.under_test.put(LATEST, app.manifest, app.media_type) for app in images))
     assert setting.a.tags == setting.b.tags
@@ -351,7 +351,7 @@ async def test_parallel_moves_of_a_tag_end_the_same_everywhere(setting: Bench) -
 
 
 async def test_a_put_goes_on_when_its_client_leaves(setting: Bench) -> None:
-    """Cancelled in mid-fan-out: it completes at the other replica too, and leaves nothing open."""
+    """A push cancelled in mid-fan-out completes at the other replica too, and leaves nothing open."""
     app = await upload(setting, image(b"layer"))
     setting.b.gates["put_manifest"] = asyncio.Event()
     async with asyncio.TaskGroup() as group:

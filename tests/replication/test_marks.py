@@ -1,4 +1,4 @@
-"""The journal as a snapshot: what is made from the last one by its changes is what a new one would be."""
+"""The journal as a snapshot: the last one with its changes equals a new one."""
 
 import random
 
@@ -44,7 +44,7 @@ def some(chance: random.Random) -> tuple[str, ...]:
 
 
 def test_a_changed_snapshot_is_as_a_new_one() -> None:
-    """Whatever comes, goes, is refused, lost, deleted or overdue; and the earlier snapshot stays as it was."""
+    """Through every kind of change the snapshot equals a new one; the earlier snapshot stays unchanged."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance, now = random.Random(seed), 1000.0

@@ -1,4 +1,4 @@
-"""Which blobs were pushed lately, for every node."""
+"""Recently pushed blobs, known to every node."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ONE, TWO = digest_of(b"1"), digest_of(b"2")
 
 
 async def test_a_push_is_known_to_every_node_for_a_day(tmp_path: Path) -> None:
-    """It belongs to one repository, is forgotten with a delete, and what has expired goes with the next push."""
+    """It belongs to one repository and ends with a delete; expired entries are removed with the next push."""
     now = [1000.0]
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         here, elsewhere = PushedBlobs(store, lambda: now[0]), PushedBlobs(store, lambda: now[0])

@@ -1,4 +1,4 @@
-"""What is known of the writes since a moment, with and without intents."""
+"""Knowledge of the writes since a moment, with and without intents."""
 
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Table
@@ -29,7 +29,7 @@ class Changes:
 
 
 def test_writes_are_told_by_repository() -> None:
-    """A list may lack what its own repository got since, and nothing else."""
+    """A list may miss the writes to its own repository since then, and no others."""
     writes = RecentWrites(Changes())
     writes.note([APP])
     moment = writes.now()
@@ -42,7 +42,7 @@ def test_writes_are_told_by_repository() -> None:
 
 
 def test_many_writes_are_any_writes() -> None:
-    """Of a moment from which on not every write is known any more nothing is told, and of a later one all."""
+    """From a moment that is too old nothing is known; from a later one all writes are."""
     writes = RecentWrites(Changes())
     before = writes.now()
     for number in range(recent_writes._REPOSITORIES_MAX):
@@ -58,7 +58,7 @@ def test_many_writes_are_any_writes() -> None:
 
 
 def test_over_shared_storage_the_records_tell() -> None:
-    """Any commit to the records of tags, manifests or deletions may have been a write, where none leaves an intent."""
+    """Without intents any commit to the records of tags, manifests or deletions may have been a write."""
     changes = Changes()
     writes = RecentWrites(changes)
     moment = writes.now()

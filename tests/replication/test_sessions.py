@@ -38,26 +38,26 @@ class Clock:
 
 
 def never_lost() -> int:
-    """Return how often a store was lost that never was."""
+    """Report no loss of the store."""
     return 0
 
 
 async def is_refused(sessions: SignedSessions, state: str | None) -> bool:
-    """Tell whether a state is answered as if there were no such upload."""
+    """Tell whether the answer to a state is that of an absent upload."""
     with pytest.raises(RegistryError) as caught:
         await sessions.verify(ROUTED, ANN, "id", state)
     return caught.value.code is ErrorCode.BLOB_UPLOAD_UNKNOWN and caught.value.status == 404
 
 
 async def test_any_node_reads_what_another_wrote(store: Store) -> None:
-    """Two nodes over one store share the key, whoever made it; nothing else is needed."""
+    """Two nodes over one store share the key, whichever made it; nothing else is needed."""
     state = await SignedSessions(store, never_lost, Clock()).sign(ROUTED, ANN, SESSION)
     assert await SignedSessions(store, never_lost, Clock()).verify(ROUTED, ANN, "id", state) == SESSION
 
 
 @pytest.mark.parametrize("noticed_first", ["old", "new"])
 async def test_after_the_loss_of_the_store_all_sign_with_one_key(store: Store, noticed_first: str) -> None:
-    """A process that remembers the key puts it back; where one that was just started has made another, that counts."""
+    """A process that remembers the key restores it; if a new process has made another one, that one counts."""
     losses = 0
     old, new = (SignedSessions(store, lambda: losses, Clock()) for _ in range(2))
     before = await old.sign(ROUTED, ANN, SESSION)
@@ -74,7 +74,7 @@ async def test_after_the_loss_of_the_store_all_sign_with_one_key(store: Store, n
 
 
 async def test_every_changed_character_is_refused(store: Store) -> None:
-    """Tampering anywhere, cutting and nonsense: 404, and never another error."""
+    """Tampering anywhere, cutting and nonsense give 404, and never another error."""
     sessions = SignedSessions(store, never_lost, Clock())
     state = await sessions.sign(ROUTED, ANN, SESSION)
     for position, character in enumerate(state[:-1]):  # the last one carries bits that base64 does not use
@@ -85,7 +85,7 @@ async def test_every_changed_character_is_refused(store: Store) -> None:
 
 
 async def test_it_ends_a_day_after_its_opening(store: Store) -> None:
-    """Each request makes a new state, none of them a longer life."""
+    """Each request makes a new state, none of them with a longer life."""
     clock = Clock()
     sessions = SignedSessions(store, never_lost, clock)
     state = await sessions.sign(ROUTED, ANN, replace(SESSION, opened_at=0))
@@ -100,7 +100,7 @@ async def test_it_ends_a_day_after_its_opening(store: Store) -> None:
 
 
 async def test_it_ends_with_the_generation_of_its_subject(store: Store) -> None:
-    """After a revocation a state is worth nothing, also to a subject that logged in again."""
+    """After a revocation a state is refused, also from a subject that logged in again."""
     sessions = SignedSessions(store, never_lost, Clock())
     state = await sessions.sign(ROUTED, Uploader(ANN.subject, 1), SESSION)
     assert await sessions.verify(ROUTED, Uploader(ANN.subject, 1), "id", state) == SESSION
@@ -110,7 +110,7 @@ async def test_it_ends_with_the_generation_of_its_subject(store: Store) -> None:
 
 
 async def test_keys_change_every_week_and_uploads_go_on(store: Store) -> None:
-    """A state from before the change is still good; keys that nobody can need are removed."""
+    """A state from before the change is still good; keys that no state needs are removed."""
     clock = Clock()
     sessions, new = SignedSessions(store, never_lost, clock), replace(SESSION, opened_at=0)
     await sessions.sign(ROUTED, ANN, new)

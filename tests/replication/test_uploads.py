@@ -1,4 +1,4 @@
-"""Pushes through the real cache to real registries: what the parts make of it together."""
+"""Pushes through the real cache to real registries: all parts together."""
 
 import os
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ LAYER = os.urandom(3 * 1024 * 1024 + 17)
 
 @dataclass
 class Setting:
-    """Two real registries, the real cache, and the package between them."""
+    """Two real registries, the real cache, and the replication between them."""
 
     first: Server
     second: Server
@@ -51,7 +51,7 @@ class Setting:
 
 @asynccontextmanager
 async def assemble(directory: Path, first: Server, second: Server) -> AsyncIterator[Setting]:
-    """Start the package as a worker does."""
+    """Start the replication as a worker does."""
     async with AsyncExitStack() as stack:
         replicas = await stack.enter_async_context(open_replicas([first.url, second.url], read_only=False))
         prepare_cache(directory / "cache")
@@ -64,13 +64,13 @@ async def assemble(directory: Path, first: Server, second: Server) -> AsyncItera
 
 @pytest.fixture
 def registries(start_registry: StartRegistry) -> tuple[Server, Server]:
-    """Start two real registries with stores of their own."""
+    """Start two real registries with separate stores."""
     return start_registry("first"), start_registry("second")
 
 
 @pytest_asyncio.fixture
 async def setting(tmp_path: Path, registries: tuple[Server, Server]) -> AsyncIterator[Setting]:
-    """Give the package over two real registries."""
+    """Give the replication over two real registries."""
     async with assemble(tmp_path, *registries) as made:
         yield made
 
@@ -83,7 +83,7 @@ async def get(server: Server, path: str, method: str = "GET") -> httpx.Response:
 
 
 async def test_an_image_reaches_both_registries(setting: Setting) -> None:
-    """Blobs and manifest are at both, byte for byte, and in the cache; a second push of it changes nothing."""
+    """Blobs and manifest are at both, byte for byte, and in the cache; a second push changes nothing."""
     app = image(LAYER, b"small")
     for _ in range(2):
         await setting.push(app)
@@ -97,7 +97,7 @@ async def test_an_image_reaches_both_registries(setting: Setting) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 7])
 async def test_uploads_in_chunks_go_on_at_real_registries(setting: Setting, pieces: int) -> None:
-    """Each PATCH goes on at the Location of the one before, at both registries."""
+    """Each PATCH continues at the Location of the one before, at both registries."""
     push = setting.under_test.push
     at = await push.start_upload(ROUTED, ANN)
     step = -(-len(LAYER) // pieces)
@@ -111,7 +111,7 @@ async def test_uploads_in_chunks_go_on_at_real_registries(setting: Setting, piec
 
 
 async def test_a_replica_killed_in_mid_patch_is_healed_by_the_next_push(setting: Setting) -> None:
-    """The push of an image during which a registry dies is taken; when it is back the same push completes it."""
+    """A push during which a registry dies is accepted; when the registry is back the same push completes it."""
     app = image(LAYER)
     push = setting.under_test.push
 
@@ -152,7 +152,7 @@ async def test_mounts_between_repositories(setting: Setting) -> None:
 
 
 async def test_blobs_lost_at_the_registries_come_from_the_cache(setting: Setting) -> None:
-    """A registry that says MANIFEST_BLOB_UNKNOWN is sent what it lacks, an index's children with their blobs."""
+    """After MANIFEST_BLOB_UNKNOWN a registry is sent the missing blobs, and children of an index with their blobs."""
     app = image(LAYER)
     await setting.push(app)
     for digest in (digest_of(LAYER), digest_of(app.blobs[0])):
@@ -165,7 +165,7 @@ async def test_blobs_lost_at_the_registries_come_from_the_cache(setting: Setting
 
 
 async def test_what_was_never_pushed_is_refused(setting: Setting) -> None:
-    """A manifest over blobs that nobody has: the registries' own refusal, and no trace of it."""
+    """A manifest over unknown blobs gets the registries' own refusal, and leaves no trace."""
     app = image(b"never")
     with pytest.raises(RegistryError) as caught:
         await setting.under_test.put("latest", app.manifest, app.media_type)
@@ -188,7 +188,7 @@ async def test_deletes_at_real_registries(setting: Setting) -> None:
 
 
 async def test_registries_that_do_not_delete(tmp_path: Path, start_registry: StartRegistry) -> None:
-    """405, and neither tombstone nor forgotten holding."""
+    """Registries without deletes answer 405, and there is no tombstone and no forgotten holding."""
     servers = [start_registry(name, delete_enabled=False) for name in ("first", "second")]
     async with assemble(tmp_path, *servers) as setting:
         app = image(b"layer")

@@ -83,7 +83,7 @@ FIRST_EVENTS: Mapping[str, MetricEvent] = {
     "AuditLogHasHoles": AuditLoss("file", 1),
 }
 REPEATED = {"ServerErrors": 100}
-"""How often an event happens that is no fault when it happens once."""
+"""The number of occurrences for an event that is no fault when it happens once."""
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def exposing(render: Callable[[], bytes]) -> Iterator[int]:
             self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -111,7 +111,7 @@ def exposing(render: Callable[[], bytes]) -> Iterator[int]:
 
 
 class Prometheus:
-    """A real Prometheus with the shipped rules, which wait for nothing here."""
+    """A real Prometheus with the shipped rules, without their waiting times."""
 
     def __init__(self, root: Path, target: str) -> None:
         document = yaml.safe_load(RULES.read_text())
@@ -131,7 +131,7 @@ class Prometheus:
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        """Run it; the with block begins when it has scraped a node that is well, and no alert fires."""
+        """Run it; the with block begins when it has scraped a healthy node, and no alert fires."""
         with running(self.server):
             ready = f"{self.server.url}/-/ready"
             wait_until(lambda: httpx.get(ready, timeout=30, verify=False).status_code == 200, "it is ready")
@@ -140,7 +140,7 @@ class Prometheus:
             yield
 
     def ask(self, path: str, **query: str) -> Any:
-        """Return what the API answers."""
+        """Return the answer of the API."""
         answer = httpx.get(f"{self.server.url}/api/v1/{path}", params=query, timeout=30, verify=False)
         return answer.raise_for_status().json()["data"]
 
@@ -157,7 +157,7 @@ class Prometheus:
 
 @pytest.fixture
 def node() -> PrometheusObserver:
-    """What a node exposes that has just started and is well."""
+    """The metrics of a healthy node right after its start."""
     observer = PrometheusObserver(replicas={"main": ["a", "b"]})
     for replica in ("a", "b"):
         observer.observe(ReplicaInState("main", replica, ReplicaState.UP))
@@ -167,7 +167,7 @@ def node() -> PrometheusObserver:
 
 
 def test_every_alert_fires_at_the_first_event(tmp_path: Path, node: PrometheusObserver) -> None:
-    """A node that is well raises none; then each kind of event happens once, and each alert fires."""
+    """A healthy node raises no alert; then each kind of event happens once, and each alert fires."""
     assert set(FIRST_EVENTS) == set(ALERTS)
     with exposing(node.render) as port:
         prometheus = Prometheus(tmp_path, f"127.0.0.1:{port}")
@@ -222,7 +222,7 @@ ANSWERS = {("get_blob", "GET"), ("ping", "HEAD"), ("commit_upload", "PUT"), ("to
 
 
 def test_no_series_is_born_with_its_first_event(node: PrometheusObserver) -> None:
-    """Whatever happens that is told by a label of a closed set, its series was there at 0 before."""
+    """For any event with a label of a closed set, its series existed at 0 before."""
     before = series(node)
     for event_class, values in CLOSED_SETS.items():
         for fields in itertools.product(*values):
@@ -233,7 +233,7 @@ def test_no_series_is_born_with_its_first_event(node: PrometheusObserver) -> Non
 
 
 def make_read_only(registry: Server) -> None:
-    """Have a registry refuse writes from its next start on."""
+    """Make a registry refuse writes from its next start on."""
     config = Path(registry.arguments[-1])
     text = config.read_text()
     config.write_text(text.replace("delete: {", "maintenance: {readonly: {enabled: true}}, delete: {"))
@@ -250,7 +250,7 @@ def flip(file: Path) -> None:
 def test_every_alert_fires_over_a_node(
     tmp_path: Path, start_proxy: StartProxy, registries: list[Server], redis: Server
 ) -> None:
-    """The same over the product: each fault is made once, and its alert fires."""
+    """Over the running product each fault happens once, and its alert fires."""
     syslog = {"audit": {"syslog": f"tcp://127.0.0.1:{free_port()}"}}
     proxy = start_proxy(registries, {"store": f"redis://127.0.0.1:{redis.port}/0", **syslog})
     ann = proxy.add_user("ann", pull_push=["team/**"])

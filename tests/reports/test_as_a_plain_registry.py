@@ -1,7 +1,7 @@
-"""What clients rely on at a plain docker-registry is answered alike by us, each request put to both side by side.
+"""Behaviour of a plain docker-registry that clients rely on is ours too: each request is sent to both.
 
 Reports: `docker manifest` and `cosign clean` that fail only behind a proxy; Go and Java clients that repeat a commit
-whose answer was lost; clients that send empty credentials, or manifests with what Go writes where nothing was set.
+whose answer was lost; clients that send empty credentials, or manifests with Go's null for a field without value.
 """
 
 import json
@@ -70,7 +70,7 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start the registry that is the measure."""
+    """Start the registry that is the standard."""
     require_program("docker-registry")
     with running(docker_registry(tmp_path_factory.mktemp("plain"))) as registry:
         yield registry.url
@@ -120,7 +120,7 @@ IMPOSSIBLE_TAGS = [".a", "-a", "a" * 129, "a%20b", "latest%20", "%C3%A4", "a@b"]
 @pytest.mark.parametrize("tag", IMPOSSIBLE_TAGS)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_tag_that_nothing_can_have_is_absent(both: tuple[Registry, Registry], method: str, tag: str) -> None:
-    """404 as for any other absent tag: a client that only looks does not stop over it."""
+    """A tag outside the grammar is a 404 as any other absent tag: a client that only looks does not fail."""
     plain, ours = (each.client.request(method, f"manifests/{tag}") for each in both)
     assert (plain.status_code, ours.status_code) == (404, 404)
     if method == "GET":
@@ -128,7 +128,7 @@ def test_a_tag_that_nothing_can_have_is_absent(both: tuple[Registry, Registry], 
 
 
 def test_to_push_or_to_ask_without_a_token_is_another_matter(proxy: Proxy, ours: Registry) -> None:
-    """A push to an impossible tag is told why; without a token nothing is told."""
+    """A push to an impossible tag gets the reason; without a token there is no reason."""
     refused = ours.put({}, OCI_MANIFEST, ".a")
     assert (refused.status_code, refused.json()["errors"][0]["code"]) == (400, "TAG_INVALID")
     url = f"{proxy.url}/v2/{REPOSITORY}/manifests/.a"
@@ -170,7 +170,7 @@ ODD_FIELDS: list[dict[str, Any]] = [
 def test_the_registry_judges_odd_manifests(
     both: tuple[Registry, Registry], media_type: str, changes: dict[str, Any]
 ) -> None:
-    """Lists that are left out, and a media type that says nothing, are taken and refused as by the registry itself."""
+    """Omitted lists, and an empty media type, are accepted and refused as by the registry itself."""
     is_index = media_type in {OCI_INDEX, DOCKER_LIST}
     statuses = []
     for registry in both:
@@ -241,7 +241,7 @@ AFTER_ITS_END: dict[str, Callable[[Registry, httpx.URL], httpx.Response]] = {
 @pytest.mark.parametrize("content", [b"", b"some bytes"], ids=["empty", "begun"])
 @pytest.mark.parametrize("method", list(AFTER_ITS_END))
 def test_a_cancelled_upload_is_over(both: tuple[Registry, Registry], method: str, content: bytes) -> None:
-    """POST, DELETE, then any request of that upload: 404 BLOB_UPLOAD_UNKNOWN, whichever worker gets it."""
+    """After POST and DELETE any request of that upload is 404 BLOB_UPLOAD_UNKNOWN, at whichever worker."""
     for registry in both:
         location = registry.start()
         if content:
@@ -256,14 +256,14 @@ def test_a_cancelled_upload_is_over(both: tuple[Registry, Registry], method: str
 
 
 def finished_upload(registry: Registry, content: bytes) -> httpx.URL:
-    """Push a blob as docker, jib and crane do; return the location that its commit went to."""
+    """Push a blob as docker, jib and crane do; return the location of its commit."""
     location = registry.append(registry.start(), content)
     assert registry.commit(location, digest_of(content)).status_code == 201
     return location
 
 
 def test_a_commit_that_is_repeated_succeeds_again(ours: Registry) -> None:
-    """The client got no answer to its PUT and sends it again: 201, the digest, and the same place."""
+    """A PUT repeated after a lost answer is 201 with the digest and the same Location."""
     content = random_bytes(1000)
     location = finished_upload(ours, content)
     for _ in range(3):
@@ -276,7 +276,7 @@ def test_a_commit_that_is_repeated_succeeds_again(ours: Registry) -> None:
 
 
 def test_a_repeated_commit_proves_nothing_more(proxy: Proxy, ours: Registry) -> None:
-    """Another digest, another subject, a blob that is there no more: 404, as for any upload that ended."""
+    """With another digest, another subject or a removed blob it is 404, as for any upload that ended."""
     content, other = random_bytes(1000), random_bytes(1000)
     finished_upload(ours, other)
     location = finished_upload(ours, content)
@@ -291,7 +291,7 @@ def test_a_repeated_commit_proves_nothing_more(proxy: Proxy, ours: Registry) -> 
 
 
 def test_empty_credentials_are_no_credentials(proxy: Proxy) -> None:
-    """`Basic Og==`, an empty name with an empty password, is answered as no Authorization at all."""
+    """`Basic Og==`, an empty name with an empty password, is answered as a request without Authorization."""
     for headers in ({}, {"Authorization": "Basic Og=="}):
         answer = httpx.get(f"{proxy.url}/auth/token", headers=headers, verify=False)
         assert answer.status_code == 200

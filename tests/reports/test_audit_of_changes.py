@@ -7,7 +7,7 @@ from tests.conftest import StartProxy, StartRegistry
 
 
 def test_an_acknowledged_change_is_in_the_audit_log(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """All processes of the node are killed right behind the answer."""
+    """All processes of the node are killed right after the answer."""
     proxy = start_proxy([start_registry()])
     with proxy.admin() as admin:
         grant = {"subject": "anonymous", "repository": "pub/**", "actions": ["pull"]}

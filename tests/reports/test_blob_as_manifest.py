@@ -1,4 +1,4 @@
-"""The digest of a blob, asked for as a manifest, is an unknown manifest, and no fault of the replica.
+"""The digest of a blob, requested as a manifest, is an unknown manifest, and no fault of the replica.
 
 Reports: registries that answer 500 to it (docker-registry 2.8.2), behind proxies that then take them for dead.
 """
@@ -36,7 +36,7 @@ def test_a_blob_is_an_unknown_manifest(start_proxy: StartProxy, registries: list
 
 
 async def test_a_failure_is_no_absence() -> None:
-    """500 stays a failure where the repository has no such blob, or the blob is a manifest, which others may give."""
+    """500 stays a failure where the repository has no such blob, or the blob is a manifest, which others may serve."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault("manifests", status=500))
 
@@ -55,7 +55,7 @@ async def test_a_failure_is_no_absence() -> None:
 
 
 async def test_of_a_large_blob_nothing_is_read() -> None:
-    """What is larger than any manifest is none, by its length alone or, where that is not told, at the limit."""
+    """A blob larger than any manifest is none, by its length or, without a length, at the limit."""
     content = random_bytes(9 << 20)
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, content)

@@ -9,7 +9,7 @@ from tests.support.servers import Server
 
 
 def catalog(user: User) -> tuple[int, list[str] | None]:
-    """Return the status of `_catalog`, and the repositories it lists."""
+    """Return the status of `_catalog`, and the repositories in it."""
     with user.client("", "") as client:
         client.headers["Authorization"] = f"Bearer {user.token('registry:catalog:*')}"
         answer = client.get(f"{user.base_url}/v2/_catalog")
@@ -17,7 +17,7 @@ def catalog(user: User) -> tuple[int, list[str] | None]:
 
 
 def test_only_callers_who_may_see_something_there_get_503(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Grants decide, also those to everyone; the routes say where what they match can lie."""
+    """Grants decide, also those to everyone; the routes say where their matches can lie."""
     main, other = registries
     upstreams = {
         "main": {"replicas": [{"url": main.url}]},

@@ -1,4 +1,4 @@
-"""A 401 is met by the strongest challenge that we can meet, wherever it stands, and a password stays on its host.
+"""A 401 is answered by the strongest supported challenge, in any order, and a password stays on its host.
 
 Reports: Nexus and Artifactory (`Basic` beside `Bearer`), registries behind Kerberos (`Negotiate` beside `Basic`), token
 endpoints that add a slash by a redirect, Quay, GitLab and GHCR (a placeholder scope in the challenge of `/v2/`).
@@ -24,11 +24,11 @@ STRANGE = 'Bearer realm="https://auth.example/token"'
 
 
 def challenging(registry: FakeRegistry, challenges: list[str], *, but_for: str) -> None:
-    """Have whatever comes without a scheme of its liking challenged with these, one header each."""
+    """Answer requests without an accepted scheme with the given challenges, one header each."""
     headers = CIMultiDict([("WWW-Authenticate", one.replace("{url}", registry.url)) for one in challenges])
 
     class Unless(Fault):
-        """Applies to what has not what is demanded."""
+        """Applies to requests that do not carry the demanded credentials."""
 
         def applies_to(self, request: Recorded) -> bool:
             return not request.headers.get("authorization", "").startswith(but_for) and super().applies_to(request)
@@ -51,7 +51,7 @@ def challenging(registry: FakeRegistry, challenges: list[str], *, but_for: str) 
     ],
 )
 async def test_the_strongest_that_can_be_met_is(challenges: list[str], taken: str) -> None:
-    """A token where one can be had, else Basic, by requests and by probes, whatever stands beside it."""
+    """A token where one is available, else Basic, is used by requests and probes, whatever else is offered."""
     demands: dict[str, Any] = {taken.lower(): ANN}
     async with FakeRegistry(**demands) as registry:
         challenging(registry, challenges, but_for=taken)
@@ -75,7 +75,7 @@ async def test_basic_stands_in_for_a_token_that_is_refused() -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("location", ["/token2", "{url}/token2?service=fake", "token2"])
 async def test_a_redirect_on_its_own_host_is_followed(status: int, location: str) -> None:
-    """With the credentials, to an absolute or a relative location."""
+    """The redirect is followed with the credentials, to an absolute or a relative location."""
     async with FakeRegistry(bearer=ANN) as registry, open_client(registry.url, **CREDENTIALS) as client:
         registry.add_manifest(REPOSITORY, BODY, "1")
         registry.tokens.add("given")
@@ -89,7 +89,7 @@ async def test_a_redirect_on_its_own_host_is_followed(status: int, location: str
 
 
 async def test_no_redirect_takes_the_password_elsewhere() -> None:
-    """Neither to another host nor to what is no URL, and not round in circles: a refusal, and nothing is sent there."""
+    """A redirect to another host, to no URL, or in circles is a refusal, and nothing is sent there."""
     async with FakeRegistry(bearer=ANN) as registry, FakeRegistry() as thief:
         for location in (f"http://localhost:{thief.port}/", "ftp://127.0.0.1/", "http://[", "", "/token?again"):
             async with open_client(registry.url, **CREDENTIALS) as client:
@@ -108,7 +108,7 @@ PLACEHOLDER = BEARER + ',scope="repository:user/image:pull"'
 async def test_a_placeholder_scope_says_nothing_of_the_replica(
     status: int, without_scope: int, credentials: dict[str, Any]
 ) -> None:
-    """No token for the scope in the challenge of `/v2/`, perhaps none without a scope: up, and read from."""
+    """Without a token for the placeholder scope of `/v2/` the replica is up, and is read from."""
     async with FakeRegistry(bearer=ANN) as registry:
         registry.add_manifest(REPOSITORY, BODY, "1")
         registry.tokens.add("given")
@@ -126,7 +126,7 @@ async def test_a_placeholder_scope_says_nothing_of_the_replica(
 
 
 async def test_a_token_that_is_good_for_no_placeholder_leaves_it_up() -> None:
-    """Where `/v2/` wants the placeholder's access, and the token endpoint gives tokens without it."""
+    """It is up where `/v2/` wants the placeholder's access, and the token endpoint gives tokens without it."""
     async with FakeRegistry(bearer=ANN) as registry:
         challenging(registry, [PLACEHOLDER + ',error="insufficient_scope"'], but_for="never")
         async with open_replicas([registry.url], **CREDENTIALS) as replicas:
@@ -135,7 +135,7 @@ async def test_a_token_that_is_good_for_no_placeholder_leaves_it_up() -> None:
 
 @pytest.mark.parametrize("challenge", [BEARER, PLACEHOLDER])
 async def test_a_wrong_password_is_still_a_state(challenge: str) -> None:
-    """401 of the token endpoint to the account itself, without a scope, is about the replica."""
+    """A 401 of the token endpoint to the account itself, without a scope, is a state of the replica."""
     async with FakeRegistry(bearer=ANN) as registry:
         challenging(registry, [challenge], but_for="Bearer")
         async with open_replicas([registry.url], username="ann", password="wrong") as replicas:

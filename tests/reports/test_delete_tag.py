@@ -1,4 +1,4 @@
-"""DELETE of a tag does what users of any other registry expect: that tag goes, and nothing else.
+"""DELETE of a tag removes that tag and nothing else, as users of any other registry expect.
 
 Reports: `crane delete REPO:TAG`, `regctl tag delete` and clean-up jobs that get 405 from registries which delete only
 manifests; and registries where a tag's delete took every other tag of the image with it.
@@ -33,12 +33,12 @@ def cleaner(proxy: Proxy) -> User:
 
 
 def tags(user: User) -> list[str]:
-    """Return the tags that are listed."""
+    """Return the listed tags."""
     return list(user.get(REPOSITORY, "tags/list").json()["tags"])
 
 
 def test_the_tag_goes_and_the_image_stays(registries: list[Server], start_proxy: StartProxy) -> None:
-    """202, then 404; the image's other tag and its digest serve; registries are equal; it is in the audit log."""
+    """The answer is 202, then 404; other tags and the digest serve; registries are equal; the audit log has it."""
     proxy = start_proxy(registries)
     user, image = cleaner(proxy), make_image(b"layer")
     for tag in ("v1", "latest"):
@@ -61,7 +61,7 @@ def test_the_tag_goes_and_the_image_stays(registries: list[Server], start_proxy:
 
 
 def test_rights_to_delete_are_by_tag(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A grant for `dev-*` deletes those tags; no other one, and no digest, which would take all tags with it."""
+    """A grant for `dev-*` deletes those tags; no other one, and no digest, which would take all tags along."""
     proxy = start_proxy(registries)
     image, ann = make_image(b"layer"), proxy.add_user("ann", pull_push=["team/**"])
     with proxy.admin() as admin:
@@ -92,7 +92,7 @@ def test_where_deletes_are_off_it_is_405(start_registry: StartRegistry, start_pr
 
 
 def test_a_registry_that_is_away_deletes_on_its_return(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A tag deleted meanwhile never shows again; one that was pushed again after its delete is what was pushed."""
+    """A tag deleted meanwhile never shows again; one pushed again after its delete has the pushed digest."""
     first, second = registries
     proxy = start_proxy(registries)
     user, old, new = cleaner(proxy), make_image(random_bytes(1000)), make_image(random_bytes(1000))
@@ -111,7 +111,7 @@ def test_a_registry_that_is_away_deletes_on_its_return(registries: list[Server],
 
 
 def test_nobody_sees_what_stands_for_a_deleted_tag(registries: list[Server], start_proxy: StartProxy) -> None:
-    """Readers beside deletes and pushes of a tag get one of the images that were pushed, or 404; nothing else."""
+    """Readers during deletes and pushes of a tag get one of the pushed images, or 404; nothing else."""
     proxy = start_proxy(registries, {"upstreams": {"main": {"tag_ttl": "0s"}}})
     user, images = cleaner(proxy), [make_image(f"{number}".encode()) for number in range(6)]
     for image in images:
@@ -137,7 +137,7 @@ def test_nobody_sees_what_stands_for_a_deleted_tag(registries: list[Server], sta
 
 
 def push_or_delete(user: User, image: Image | None) -> tuple[Image | None, int]:
-    """Push the manifest of an image as a tag, or delete the tag; return what was tried and the answer's status."""
+    """Push the manifest of an image as a tag, or delete the tag; return the image and the answer's status."""
     answer = delete(user, "moved") if image is None else user.push_manifest(REPOSITORY, "moved", image)
     return image, answer.status_code
 
@@ -146,7 +146,7 @@ def push_or_delete(user: User, image: Image | None) -> tuple[Image | None, int]:
 def test_deletes_and_pushes_through_two_nodes_take_turns(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """Whatever the order: one truth at both nodes and both registries, which an answered request made."""
+    """In any order both nodes and both registries agree on one state, which an answered request made."""
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0", "upstreams": {"main": {"tag_ttl": "1h"}}}
     one, two = (start_proxy(registries, extra, name=name) for name in ("one", "two"))
     ann = cleaner(one)
@@ -164,7 +164,7 @@ def test_deletes_and_pushes_through_two_nodes_take_turns(
             found = [contents(server).get("moved") for server in registries]
             digest = views[0].headers.get("Docker-Content-Digest")
             assert found == [digest, digest]
-    # A tag that no push through us made, remembered by the other node for an hour.
+    # A tag that no push through the proxy made, remembered by the other node for an hour.
     for server in registries:
         push_directly(server, REPOSITORY, "past", images[0])
     assert users[1].pull(REPOSITORY, "past") == images[0]
@@ -173,7 +173,7 @@ def test_deletes_and_pushes_through_two_nodes_take_turns(
 
 
 def test_skopeo_deletes_the_image_of_a_tag(registries: list[Server], start_proxy: StartProxy) -> None:
-    """`skopeo delete` asks what the tag is and deletes that digest: every tag on it goes, others stay."""
+    """`skopeo delete` resolves the tag and deletes the digest: every tag on it is removed, others stay."""
     require_program("skopeo")
     proxy = start_proxy(registries)
     user, image, other = cleaner(proxy), make_image(b"1"), make_image(b"2")

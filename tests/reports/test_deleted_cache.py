@@ -1,4 +1,4 @@
-"""The cache directory may be deleted: what must outlive it lies beside it, and what is lost all the same is told.
+"""The cache directory may be deleted: data that must outlive it lies beside it, and other losses are reported.
 
 Reports: "we deleted the cache as the manual says, and 90 days of audit log were gone; `audit verify` said as written".
 """
@@ -35,7 +35,7 @@ def restarted_without(proxy: Proxy, *directories: Path) -> None:
 
 
 def test_the_audit_log_outlives_the_cache(start_proxy: StartProxy) -> None:
-    """With the cache deleted, the log is whole, the node is the same one, and what happened before is found."""
+    """With the cache deleted, the log is whole, the node has the same id, and earlier events are found."""
     proxy = start_proxy([NOWHERE])
     proxy.add_user("ann")
     node_id = read_node_id(CachePaths(str(proxy.cache)))
@@ -48,7 +48,7 @@ def test_the_audit_log_outlives_the_cache(start_proxy: StartProxy) -> None:
 
 @pytest.mark.parametrize("also_cache", [False, True], ids=["the log", "the log and the cache"])
 def test_a_log_that_is_gone_is_named(start_proxy: StartProxy, also_cache: bool) -> None:  # noqa: FBT001 - a parameter
-    """`audit verify` names every signed head that no file answers, and ends with 1, also when the node's id is gone."""
+    """`audit verify` names every signed head without a file, and ends with 1, also when the node's id is gone."""
     proxy = start_proxy([NOWHERE], {"workers": 2})
     proxy.stop()
     signed = {path.name.partition("-")[0] for path in proxy.audit.glob("[0-9]*.jsonl")}
@@ -101,7 +101,7 @@ def test_what_an_older_release_kept_inside_is_moved(tmp_path: Path, make: Callab
 
 
 def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    """Where nothing can lie beside the cache, the start says which directory to make, and nothing is lost."""
+    """Where nothing can lie beside the cache, the start names the directory to make, and nothing is lost."""
     cache = tmp_path / "cache"
     _whole(cache)
     (tmp_path / "cache.audit").touch()
@@ -112,12 +112,12 @@ def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def pinned_bytes(proxy: Proxy) -> float:
-    """Return what the documents tell to look at before the cache is deleted."""
+    """Return the metric that the documents name for a look before the cache is deleted."""
     return proxy.metric("registry_proxy_cache_bytes", state="pinned")
 
 
 def test_what_is_pinned_is_told_at_every_scrape(start_proxy: StartProxy, registries: list[Server]) -> None:
-    """While a replica misses a push the gauge tells its bytes: at once, after a reload, and after a crash."""
+    """While a replica misses a push the gauge has its bytes: immediately, after a reload, and after a crash."""
     proxy = start_proxy(registries, {"workers": 2})
     ann = proxy.add_user("ann", pull_push=["team/**"])
     assert pinned_bytes(proxy) == 0
@@ -136,7 +136,7 @@ def test_what_is_pinned_is_told_at_every_scrape(start_proxy: StartProxy, registr
 
 
 class Pushes:
-    """A client that pushes small images one after the other, and knows which were acknowledged."""
+    """A client that pushes small images one after the other, and records the acknowledged ones."""
 
     def __init__(self, user: User) -> None:
         self._user = user
@@ -171,7 +171,7 @@ class Pushes:
             thread.join()
 
     def wait_for(self, count: int) -> None:
-        """Wait until so many more were acknowledged."""
+        """Wait until a number of further images are acknowledged."""
         before = len(self.acknowledged)
         wait_until(lambda: len(self.acknowledged) >= before + count, f"{count} pushes")
 
@@ -184,17 +184,17 @@ def holds(registry: Server, image: Image) -> bool:
 
 
 def warnings(proxy: Proxy) -> str:
-    """Return what /readyz warns of."""
+    """Return the warnings of /readyz."""
     return " ".join(httpx.get(f"{proxy.admin_url}/readyz", timeout=30, verify=False).json()["warnings"])
 
 
 def lost_copies(proxy: Proxy) -> float:
-    """Return how many contents are gone that the cache kept for a replica."""
+    """Return the number of lost contents that the cache kept for a replica."""
     return proxy.metric("registry_proxy_lost_copies")
 
 
 def check_nothing_is_lost(proxy: Proxy, pushes: Pushes, registries: list[Server]) -> None:
-    """Bring the replica back: then it holds every image that was acknowledged, and no copy counts as lost."""
+    """Restart the replica: then it holds every acknowledged image, and no copy counts as lost."""
     registries[1].start()
     for image in pushes.acknowledged.values():
         wait_until(lambda image=image: holds(registries[1], image), "the replica has it", 90)  # type: ignore[misc]
@@ -203,7 +203,7 @@ def check_nothing_is_lost(proxy: Proxy, pushes: Pushes, registries: list[Server]
 
 
 def test_a_cache_deleted_after_a_crash_loses_nothing(start_proxy: StartProxy, registries: list[Server]) -> None:
-    """A replica is away, the node dies under load, its cache is deleted: told, and repaired from the other."""
+    """A replica is away, the node dies under load, its cache is deleted: reported, and repaired from the other."""
     proxy = start_proxy(registries, {"workers": 2})
     pushes = Pushes(proxy.add_user("ann", pull_push=["team/**"]))
     registries[1].stop()
@@ -222,7 +222,7 @@ def test_a_cache_deleted_after_a_crash_loses_nothing(start_proxy: StartProxy, re
 
 
 def test_a_cache_deleted_under_a_running_node_loses_nothing(start_proxy: StartProxy, registries: list[Server]) -> None:
-    """Pushes that would need the deleted cache are refused with 503; what was acknowledged before is not lost."""
+    """Pushes that need the deleted cache are refused with 503; earlier acknowledged ones are not lost."""
     proxy = start_proxy(registries)
     pushes = Pushes(proxy.add_user("ann", pull_push=["team/**"]))
     registries[1].stop()
@@ -230,7 +230,7 @@ def test_a_cache_deleted_under_a_running_node_loses_nothing(start_proxy: StartPr
         pushes.wait_for(5)
         shutil.rmtree(proxy.cache, ignore_errors=True)
         wait_until(lambda: 503 in pushes.statuses, "a push is refused")
-    assert pushes.statuses <= {201, 404, 503}  # 404: of an upload whose beginning was deleted, which is begun anew
-    restarted_without(proxy, *([proxy.cache] if proxy.cache.exists() else []))  # what was written meanwhile
+    assert pushes.statuses <= {201, 404, 503}  # 404: an upload whose beginning was deleted, which is begun again
+    restarted_without(proxy, *([proxy.cache] if proxy.cache.exists() else []))  # files written meanwhile
     wait_until(lambda: lost_copies(proxy) >= 3 * 5, "each manifest and blob counts")
     check_nothing_is_lost(proxy, pushes, registries)

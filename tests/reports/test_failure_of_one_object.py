@@ -1,4 +1,4 @@
-"""A failure with one object, or behind the registry, takes no other object away, and is no state of the replica.
+"""A failure with one object, or behind the registry, affects no other object, and is no state of the replica.
 
 Reports: a handler of a registry that panics for one manifest and closes the connection (Go's net/http), an object
 storage or a token service that is away while the registry itself answers, redirects to URLs that are none.
@@ -31,7 +31,7 @@ HASTY_HEADERS = type(PATIENT)(connect=5, first_byte=0.3, stall=0.3, probe=10, co
 
 @contextmanager
 def serving(answers: Callable[[str, str], bytes]) -> Iterator[str]:
-    """Serve what ``answers`` makes of method and target; give the URL."""
+    """Serve the result of ``answers`` for method and target; give the URL."""
     with Malice(lambda asked: answers(asked.method, asked.target)) as malice:
         yield malice.url
 
@@ -54,7 +54,7 @@ BROKEN_ANSWERS: dict[str, bytes] = {
 
 @asynccontextmanager
 async def scene(kind: str) -> AsyncIterator[tuple[FailoverReader, Callable[[], ReplicaState], Callable[[], bool]]]:
-    """Start a registry that is broken for one repository; give a reader over it, its state, whether it is writable."""
+    """Start a registry that is broken for one repository; give a reader over it, its state and its writability."""
     found = {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": str(digest_of(BODY))}
     fine = {"HEAD": answer(200, {**found, "Content-Length": str(len(BODY))}), "GET": answer(200, found, BODY)}
     others = {
@@ -78,14 +78,14 @@ async def scene(kind: str) -> AsyncIterator[tuple[FailoverReader, Callable[[], R
 
 
 async def fails(reader: FailoverReader) -> None:
-    """Ask for what is broken; any error but our own kinds fails the test."""
+    """Ask for the broken object; any error but our own kinds fails the test."""
     with pytest.raises((RegistryError, UpstreamUnavailableError)):
         await reader.resolve_tag(BROKEN, Tag("1"))
 
 
 @pytest.mark.parametrize("kind", BROKEN_ANSWERS)
 async def test_the_others_are_served_beside_it(kind: str) -> None:
-    """However often one repository fails, the next request for another is answered, and the replica takes pushes."""
+    """However often one repository fails, the next request for another is answered, and the replica accepts pushes."""
     async with scene(kind) as (reader, state, is_writable):
         for _ in range(20):
             await asyncio.gather(*(fails(reader) for _ in range(4)))
@@ -96,7 +96,7 @@ async def test_the_others_are_served_beside_it(kind: str) -> None:
 
 @pytest.mark.parametrize("where", ["storage", "token service", "body from storage"])
 async def test_silence_behind_a_registry_is_not_its_own(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A storage or token service that hangs is no silence of the replica, also where nothing else is asked."""
+    """A storage or token service that hangs is no silence of the replica, even without other requests."""
     monkeypatch.setattr("registry_proxy.upstream.health.ANSWERS_SECONDS", 0.0)
     async with FakeRegistry() as registry, FakeRegistry() as behind:
         digest = registry.add_blob(BROKEN, BODY)
@@ -115,7 +115,7 @@ async def test_silence_behind_a_registry_is_not_its_own(where: str, monkeypatch:
 
 
 async def test_a_replica_that_is_gone_is_down_at_once() -> None:
-    """A connection that nobody accepts is the replica's own failure, as ever."""
+    """A connection that nobody accepts is the replica's own failure."""
     async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
         registry.add_manifest(REPOSITORY, BODY, "1")
         reader = FailoverReader(replicas, ToldMarks(), 0)
@@ -127,7 +127,7 @@ async def test_a_replica_that_is_gone_is_down_at_once() -> None:
 
 
 async def test_a_probe_outlives_a_token_without_measure() -> None:
-    """The end of a token that is no number a clock can hold fails one probe, and not all that would follow."""
+    """A token lifetime that no clock can hold fails one probe, and no later one."""
 
     def answers(_: str, path: str) -> bytes:
         if path.startswith("/for-ever"):
@@ -144,7 +144,7 @@ async def test_a_probe_outlives_a_token_without_measure() -> None:
 
 @pytest.mark.parametrize("location", ["//[bad/x", "http://host//[x", "http://[::1/v2/x", "http://host:99999/v2/x"])
 async def test_a_location_that_is_no_url_fails_one_upload(location: str) -> None:
-    """Path and query of it are all that counts: where they are there the upload goes on, else it is a 502."""
+    """Only path and query of it count: where they exist the upload continues, else it is a 502."""
 
     def answers(method: str, _: str) -> bytes:
         return answer(202, {"Location": location}) if method == "POST" else answer(201, {})
@@ -159,7 +159,7 @@ async def test_a_location_that_is_no_url_fails_one_upload(location: str) -> None
 
 
 async def test_a_link_that_is_no_url_fails_one_list() -> None:
-    """A list whose next page cannot be had is a 502."""
+    """A list without a usable next page is a 502."""
 
     def answers(*_: str) -> bytes:
         return answer(200, {"Link": '<//[bad/x>; rel="next"'}, b'{"tags": ["1"]}')

@@ -1,4 +1,4 @@
-"""A directory that is not ours stays as it is: the service writes and deletes only in what it made.
+"""A foreign directory stays unchanged: the service writes and deletes only in directories that it made.
 
 Reports: "cache.path pointed at /srv/data, and the files in its temp/ and fills/ were gone".
 """
@@ -35,7 +35,7 @@ def written(directory: Path, *names: str) -> Path:
 
 @pytest.mark.parametrize("name", ["temp/x", "fills/x.part", "metrics/x.txt", "blobs/x", "photo.jpg", "schema"])
 def test_what_is_not_ours_is_refused_untouched(tmp_path: Path, copies: Copies, name: str) -> None:
-    """`serve`, `restore` and `check-config` name the key and the directory, and nothing in it is changed."""
+    """`serve`, `restore` and `check-config` name the key and the directory, and change nothing in it."""
     proxy = proxy_server(tmp_path, [NOWHERE], copies=copies)
     before = tree(written(proxy.cache, name))
     proxy.launch()
@@ -76,7 +76,7 @@ def _of_a_start_that_was_cut(cache: Path) -> None:
     ids=["absent", "empty", "a new file system", "of an older release", "of a start that was cut"],
 )
 def test_what_is_ours_or_nobodys_is_taken(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    """A new directory, the root of a file system, what an older release or a start that was cut has left."""
+    """A new directory, the root of a file system, and leftovers of an older release or a cut start are accepted."""
     proxy = proxy_server(tmp_path, [NOWHERE])
     make(proxy.cache)
     checked = CliRunner().invoke(app, ["check-config", str(proxy.config)])
@@ -86,7 +86,7 @@ def test_what_is_ours_or_nobodys_is_taken(tmp_path: Path, make: Callable[[Path],
 
 
 def test_a_second_start_finds_its_own(start_proxy: StartProxy) -> None:
-    """What a running node leaves, killed at any moment, is taken by the next start."""
+    """The files of a running node, killed at any moment, are accepted by the next start."""
     proxy = start_proxy([NOWHERE])
     proxy.kill_everything()
     proxy.start()

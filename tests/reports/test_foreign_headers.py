@@ -1,7 +1,7 @@
-"""Header values of an upstream never reach a client as they came: each is judged, and worked out where it is no good.
+"""Header values of an upstream never reach a client unchecked: a bad one is replaced by a computed value.
 
 Reports: containerd's "unsupported manifest media type" for registries on static hosting, which send no Content-Type or
-a general one; Go's "net/http: invalid header field value" from proxies that pass on what they got.
+a general one; Go's "net/http: invalid header field value" from proxies that pass on received values.
 """
 
 import asyncio
@@ -56,14 +56,14 @@ HEADERS = [
 
 
 async def start(start_proxy: StartProxy, tmp_path: Path, registry: FakeRegistry) -> httpx.Client:
-    """Start the product in front of a registry; return a client of somebody who may read the repository."""
+    """Start the product in front of a registry; return a client of a user who may read the repository."""
     proxy = await asyncio.to_thread(start_proxy, [Server([], registry.port, tmp_path / "none")])
     user = await asyncio.to_thread(lambda: proxy.add_user("ann", pull=["**"]))
     return await asyncio.to_thread(user.client, REPOSITORY)
 
 
 async def ask_in_every_way(client: httpx.Client, registry: FakeRegistry, body: bytes, fault: Fault) -> set[str]:
-    """Have a manifest sent with a fault; return the types that clients get: by tag and digest, HEAD and GET, twice."""
+    """Serve a manifest with a fault; return the types that clients get: by tag and digest, HEAD and GET, twice."""
     digest = digest_of(body)
     tag = f"t-{digest[7:]}"
     registry.add_manifest(REPOSITORY, body, tag)
@@ -78,7 +78,7 @@ async def ask_in_every_way(client: httpx.Client, registry: FakeRegistry, body: b
 
 
 async def test_the_media_type_of_a_manifest_is_one(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Without a good Content-Type a manifest gets the type that it names, else that of its shape; cached ones too."""
+    """Without a good Content-Type a manifest gets the type in its body, else that of its shape; cached ones too."""
     async with FakeRegistry() as registry:
         with await start(start_proxy, tmp_path, registry) as client:
             for document, wanted in BODIES:
@@ -99,7 +99,7 @@ async def test_a_content_type_that_is_none_is_as_none(start_proxy: StartProxy, t
 
 
 async def test_a_digest_or_length_that_is_none_is_worked_out(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A Docker-Content-Digest that names nothing known is as absent; other headers of the upstream stay there."""
+    """An unknown Docker-Content-Digest counts as absent; other headers of the upstream are not passed on."""
     foreign = {"ETag": '"x\x1b"', "Warning": "299 - \x0b", "Link": "<\x0b>", "Location": "\x1b", "Retry-After": "\x0b"}
     async with FakeRegistry() as registry:
         with await start(start_proxy, tmp_path, registry) as client:

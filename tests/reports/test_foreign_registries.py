@@ -1,7 +1,7 @@
-"""Registries of others serve through us with the manners that they are known for.
+"""Third-party registries serve through the product with their known peculiarities.
 
 Reports: pull-through proxies and mirrors that fail before GHCR, ECR Public, Harbor, Quay and Artifactory, one manner at
-a time; each of the five is a fake with what its documentation and its issues tell of it
+a time; each of the five is a fake after its documentation and its issues
 (tests/support/fakes/manners.py).
 """
 
@@ -51,7 +51,7 @@ def use(proxy: Proxy, name: str) -> None:
 
 
 async def test_each_serves_pulls_lists_and_comparisons(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Two images on one base, lists over several pages, what is absent, and `replica verify`; all of them stay up."""
+    """Two images on one base, lists over pages, absent objects and `replica verify` work; all registries stay up."""
     async with AsyncExitStack() as stack:
         upstreams: dict[str, Any] = {}
         for name, manners in MANNERS.items():

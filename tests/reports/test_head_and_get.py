@@ -1,4 +1,4 @@
-"""What GET can give does not depend on what a registry answers to HEAD.
+"""The content that GET gives does not depend on a registry's answer to HEAD.
 
 Reports: a second image on a cached base layer fails over Harbor's proxy projects (HEAD 404), ECR Public (HEAD 401) and
 registries that redirect to signed URLs, which are signed for GET alone (403).
@@ -47,7 +47,7 @@ FAULTS = {
 
 
 class Readers:
-    """The product before a registry, which may redirect to a storage; somebody who may read everything."""
+    """The product before a registry, which may redirect to a storage; a user who may read everything."""
 
     def __init__(self, user: User, registry: FakeRegistry, storage: FakeRegistry) -> None:
         self.user, self.registry, self.storage = user, registry, storage
@@ -57,7 +57,7 @@ class Readers:
         return await asyncio.to_thread(getattr(self.user, method.lower()), repository, path)
 
     async def check(self, name: str, fault: Fault, of_storage: Fault | None = None) -> None:
-        """Pull two images on one base while the registry has a fault; nothing that is absent is found."""
+        """Pull two images on one base while the registry has a fault; no absent object is found."""
         base, own = random_bytes(1000), random_bytes(10)
         image = make_image(base, own)
         places = [self.registry, self.storage]
@@ -90,7 +90,7 @@ async def start(start_proxy: StartProxy, tmp_path: Path, registry: FakeRegistry)
 
 
 async def test_what_get_can_do_does_not_depend_on_head(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """However HEAD is refused: images on a cached base are pulled, 404 is told for what is absent, nobody goes down."""
+    """However HEAD is refused, images on a cached base are pulled, absent objects are 404, and no replica goes down."""
     async with FakeRegistry() as registry, FakeRegistry() as storage:
         readers = Readers(await start(start_proxy, tmp_path, registry), registry, storage)
         for name, fault in FAULTS.items():
@@ -115,7 +115,7 @@ ON_THE_WIRE = {
 
 @pytest.mark.parametrize("answer", ON_THE_WIRE.values(), ids=list(ON_THE_WIRE))
 async def test_what_is_no_answer_to_a_head_is_asked_by_get(answer: bytes) -> None:
-    """A HEAD that is cut, or answered by what HTTP forbids, spoils neither its GET nor the next requests."""
+    """A HEAD that is cut, or answered against HTTP's rules, spoils neither its GET nor the next requests."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -138,7 +138,7 @@ async def test_what_is_no_answer_to_a_head_is_asked_by_get(answer: bytes) -> Non
 
 
 async def test_a_head_that_answers_is_all_that_is_sent() -> None:
-    """One HEAD and nothing else for a blob and for a tag: the ordinary case is as cheap as ever."""
+    """A blob and a tag cost one HEAD and nothing else in the ordinary case."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, b"blob")
         registry.add_manifest(REPOSITORY, b"{}", "1")
@@ -156,7 +156,7 @@ async def test_a_get_that_asks_stops_after_its_headers() -> None:
 
 
 async def test_a_length_that_nobody_tells_is_counted() -> None:
-    """Where neither HEAD nor GET tells a length the bytes are counted; a body that is cut tells none."""
+    """Where neither HEAD nor GET has a length the bytes are counted; a body that is cut gives none."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digest = registry.add_blob(REPOSITORY, random_bytes(1 << 20))
         registry.inject(Fault(omit=LENGTHLESS))
@@ -168,7 +168,7 @@ async def test_a_length_that_nobody_tells_is_counted() -> None:
 
 
 async def test_what_is_absent_costs_a_get_until_the_repository_took_a_push() -> None:
-    """Before its first push each absent blob and tag costs HEAD and GET; from then on a HEAD, as pushes need it."""
+    """Before a repository's first push each absent blob and tag costs HEAD and GET; later only a HEAD."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
 
         async def ask() -> list[str]:
@@ -187,7 +187,7 @@ async def test_what_is_absent_costs_a_get_until_the_repository_took_a_push() -> 
 
 
 async def test_a_registry_that_denied_what_it_has_is_not_believed() -> None:
-    """One 404 to the HEAD of what a GET gives, and no such 404 is believed any more, also after pushes."""
+    """After one 404 to the HEAD of an existing object no such 404 is trusted any more, also after pushes."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         await client.start_upload(REPOSITORY)
         digest = registry.add_blob("team/other", b"blob")
@@ -199,7 +199,7 @@ async def test_a_registry_that_denied_what_it_has_is_not_believed() -> None:
 
 
 async def test_a_refused_head_is_not_sent_each_time() -> None:
-    """What a registry refuses by HEAD and gives by GET is asked for by GET from then on, in that repository."""
+    """In a repository where HEAD is refused and GET succeeds, GET is used from then on."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         digests = [registry.add_blob(REPOSITORY, str(number).encode()) for number in range(3)]
         registry.add_manifest(REPOSITORY, b"{}", "1")
@@ -224,7 +224,7 @@ async def test_a_get_that_is_refused_as_well_is_the_answer(status: int) -> None:
 
 
 async def test_no_answer_to_a_head_is_final() -> None:
-    """No GET follows a time-out; one follows a 429, for the words that a HEAD has not, and no second one."""
+    """No GET follows a time-out; one follows a 429, for its message, which a HEAD does not have, and no second one."""
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         for fault in (Fault(status=429), Fault(stall=True)):
             registry.faults = [fault]

@@ -1,7 +1,7 @@
-"""All that our token endpoint gives, and all that a client sends to get it, fits through every part on its way.
+"""Every token of our endpoint, and every request for one, fits through all parts on its way.
 
-Reports: BuildKit and containerd collect the scopes of a session in one token, and registries answer the long one that
-they gave themselves with 400 or 431; ID tokens of several kilobytes as the password of Basic.
+Reports: BuildKit and containerd collect the scopes of a session in one token, and registries answer their own long one
+with 400 or 431; ID tokens of several kilobytes as the password of Basic.
 """
 
 import json
@@ -76,7 +76,7 @@ async def uses(url: str, token: str, names: Sequence[str]) -> set[int]:
 async def test_a_token_for_200_scopes_of_255_characters_is_usable(
     bench: PublicBench, tmp_path: Path, way: str, method: str
 ) -> None:
-    """Asked for in one request and used for each of its repositories, straight and through the shipped nginx."""
+    """It is given for one request and used for each of its repositories, directly and through the shipped nginx."""
     assert {len(name) for name in LONGEST} == {255}
     with nginx(tmp_path, bench.port, way) as url:
         status, body = await ask(url, method, LONGEST)
@@ -87,7 +87,7 @@ async def test_a_token_for_200_scopes_of_255_characters_is_usable(
 
 @pytest.mark.parametrize("count", [1, 12, 13, 73, 100, SCOPES_MAX])
 async def test_no_token_is_longer_than_others_take(bench: PublicBench, count: int) -> None:
-    """A header line of 8 KB is what nginx, Apache and most balancers take unless they are told otherwise."""
+    """A header line of 8 KB is the default limit of nginx, Apache and most balancers."""
     for names in (RANDOM_TAIL, LONGEST, [f"app-{i}" for i in range(count)]):
         _, body = await ask(f"http://127.0.0.1:{bench.port}", "POST", names[:count])
         assert len(f"Authorization: Bearer {body['token']}") < 8000
@@ -96,7 +96,7 @@ async def test_no_token_is_longer_than_others_take(bench: PublicBench, count: in
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_one_scope_more_is_refused_in_words(bench: PublicBench, method: str) -> None:
-    """400 that names the limit, before the client learns of it by a token that nothing takes."""
+    """The answer is a 400 that names the limit, instead of a token that no server accepts."""
     names = [f"app-{i}" for i in range(SCOPES_MAX + 1)]
     status, body = await ask(f"http://127.0.0.1:{bench.port}", method, names)
     assert (status, body["errors"][0]["detail"]) == (400, {"scopes": 201, "limit": 200})
@@ -120,7 +120,7 @@ async def test_a_session_that_collects_scopes_ends_with_100_images(bench: Public
 @pytest.mark.parametrize("size", [8 * 1024, 12_000])
 @pytest.mark.parametrize("way", ["straight", "tls.conf"])
 async def test_an_id_token_of_many_kilobytes_logs_in(bench: PublicBench, tmp_path: Path, size: int, way: str) -> None:
-    """As the password of Basic, where it is a third longer, and as bearer."""
+    """It is accepted as the password of Basic, where it is a third longer, and as bearer."""
     id_token = "x" * size
     bench.control.id_tokens[id_token] = LoginResult("user:ann")
     with nginx(tmp_path, bench.port, way) as url:
@@ -137,7 +137,7 @@ async def test_an_id_token_of_many_kilobytes_logs_in(bench: PublicBench, tmp_pat
 async def test_what_is_still_too_long_is_told(
     bench: PublicBench, path: str, field: str, status: int, word: str
 ) -> None:
-    """The answer says which part, and what the limit is; it is in the form of errors, and the connection ends."""
+    """The answer names the part and its limit, in the form of errors, and the connection ends."""
     answer = await bench.raw(bench.request(f"GET {path}", [f"X-Field: {field}"], token=False))
     error = json.loads(answer.body)["errors"][0]
     assert answer.status == status
@@ -145,7 +145,7 @@ async def test_what_is_still_too_long_is_told(
 
 
 async def test_too_many_fields_are_told_so(bench: PublicBench) -> None:
-    """431 that names how many are taken; as many are no fault."""
+    """The answer is a 431 with the limit; as many fields as that are no fault."""
     answers = []
     for count in (60, 70):
         fields = [f"X-{number}: 1" for number in range(count)]

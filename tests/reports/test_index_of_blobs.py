@@ -1,7 +1,7 @@
 """An index whose children are blobs is replicated, compared and healed as such.
 
 Reports: `docker buildx build --cache-to type=registry` behind replicas: the cache that BuildKit exports is an index of
-layers and of one config, and asking for one of them as a manifest is answered 500 by distribution 2.8.
+layers and of one config, and a request for one of them as a manifest is answered 500 by distribution 2.8.
 """
 
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ def cache() -> Parts:
 
 
 async def test_it_reaches_a_replica_that_was_down(setting: Bench, cache: Parts) -> None:
-    """Pushed while a replica is down, it is repaired with all its blobs."""
+    """A cache pushed while a replica is down is repaired with all its blobs."""
     setting.replicas.down.add("b")
     await push(setting, cache, "latest")
     assert await Workshop(setting).repair()
@@ -52,7 +52,7 @@ async def test_a_replica_that_lost_its_disk_gets_it(setting: Bench, cache: Parts
 
 @pytest.mark.parametrize("collected", ["b", "ab"])
 async def test_a_push_after_a_garbage_collection_is_healed(setting: Bench, cache: Parts, collected: str) -> None:
-    """BuildKit pushes only the index when HEAD says that the layers are there: they come from the proxy's cache."""
+    """BuildKit pushes only the index when HEAD says that the layers exist: they come from the proxy's cache."""
     await push(setting, cache, "latest")
     for replica in (setting.a, setting.b):
         if replica.name in collected:

@@ -19,12 +19,12 @@ def reset(proxy: Proxy, *arguments: str, stdin: str = "") -> Result:
 
 
 def status(proxy: Proxy, name: str, password: str) -> int:
-    """Return what the admin API answers to a login that lists users."""
+    """Return the status of the admin API for a login that lists users."""
     return httpx.get(f"{proxy.admin_url}/admin/v1/users", auth=(name, password), verify=False).status_code
 
 
 def test_an_administrator_gets_a_new_password(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """On a running node at once, and the old one ends; another user is made or becomes an administrator likewise."""
+    """On a running node it is in force immediately, and the old one ends; another user can become an administrator."""
     proxy = start_proxy([start_registry()])
     assert (status(proxy, "admin", ADMIN_PASSWORD), status(proxy, "admin", NEW)) == (200, 401)
     made = reset(proxy, "--password-stdin", stdin=NEW)
@@ -42,7 +42,7 @@ def test_an_administrator_gets_a_new_password(start_registry: StartRegistry, sta
 
 
 def test_a_variable_without_effect_is_warned_of(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
-    """At a start with REGISTRY_PROXY_ADMIN_PASSWORD where it is not the administrator's, and only then."""
+    """A start with REGISTRY_PROXY_ADMIN_PASSWORD warns where it is not the administrator's, and only then."""
     proxy = start_proxy([start_registry()])
     for password, is_warned in ((ADMIN_PASSWORD, False), (NEW, True)):
         proxy.stop()

@@ -1,7 +1,7 @@
-"""A content that no replica can give is lost: told and counted, skipped, and no reason to keep a replica out.
+"""A content that no replica can serve is lost: reported and counted, skipped, and no reason to keep a replica out.
 
-Reports: an index whose child was deleted (`crane delete`, `oras manifest delete` after two `oras attach`), an image of
-which a garbage collection took a layer: a replica that was added or came back stayed behind for ever, because of one
+Reports: an index whose child was deleted (`crane delete`, `oras manifest delete` after two `oras attach`), an image
+with a layer that a garbage collection took: a replica that was added or came back stayed behind for ever, because of
 object.
 """
 
@@ -51,7 +51,7 @@ def blob_key(digest: Digest) -> IntentKey:
 
 
 async def lost_keys(setting: Bench) -> set[IntentKey]:
-    """Return what is on record as lost."""
+    """Return the contents that are on record as lost."""
     return set((await setting.under_test.journal.current.marks()).lost_keys)
 
 
@@ -67,7 +67,7 @@ async def push_an_index_with_a_lost_child(setting: Bench, *, is_cached: bool = F
 
 
 async def test_a_lost_child_keeps_no_newcomer_out(setting: Bench) -> None:
-    """It gets all else, is a member then, and does not answer for the index that it cannot have."""
+    """It gets everything else, is a member then, and does not answer for the index that it cannot have."""
     both, kept, gone = await push_an_index_with_a_lost_child(setting)
     await push(setting, image(b"other"), "other")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
@@ -79,7 +79,7 @@ async def test_a_lost_child_keeps_no_newcomer_out(setting: Bench) -> None:
     assert (REPOSITORY, kept.digest) in setting.b.manifests
     assert (REPOSITORY, "other") in setting.b.tags
     assert set(setting.b.blobs) <= set(setting.a.blobs)
-    # The index is refused for lack of its child: what b says of it is not believed, of all else it is.
+    # The index is refused without its child: b is not trusted about it, and about all else it is.
     assert marks.refuses("b", ROUTED, both.digest)
     assert marks.misses_tag("b", ROUTED, LATEST)
     assert not marks.misses_any("b", ROUTED)
@@ -87,7 +87,7 @@ async def test_a_lost_child_keeps_no_newcomer_out(setting: Bench) -> None:
 
 
 async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
-    """The image goes nowhere, its other layers and all other images do."""
+    """The image is copied nowhere, its other layers and all other images are."""
     app = await push(setting, image(b"layer", b"gone"), "latest")
     for replica in (setting.a, setting.b):
         del replica.blobs[REPOSITORY, digest_of(b"gone")]
@@ -103,7 +103,7 @@ async def test_a_lost_layer_keeps_no_newcomer_out(setting: Bench) -> None:
 
 
 async def test_a_lost_grandchild_keeps_no_newcomer_out(setting: Bench) -> None:
-    """An index of an index of what is lost is refused with it, under each of its tags."""
+    """An index of an index of a lost image is refused with it, under each of its tags."""
     inner, kept, gone = await push_an_index_with_a_lost_child(setting)
     outer = await push(setting, index(inner, kept), "outer", "again")
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
@@ -118,7 +118,7 @@ async def test_a_lost_grandchild_keeps_no_newcomer_out(setting: Bench) -> None:
 
 
 async def test_a_manifest_that_nobody_can_read_ends_no_walk(setting: Bench) -> None:
-    """One that was put past us and is no manifest goes where it is taken; what it may name is not known."""
+    """An unreadable manifest put past the proxy is copied where it is accepted; its references are unknown."""
     odd = Parts(b"{}", ())
     put_past(setting.a, odd, "odd")
     app = put_past(setting.a, image(b"layer"), "app")
@@ -155,7 +155,7 @@ async def test_a_child_that_was_deleted_through_us_is_not_lost(setting: Bench) -
 
 
 async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting: Bench) -> None:
-    """Whether a replica can have it is for the replica to say: nothing is refused then, and the child alone is lost."""
+    """The replica decides whether it accepts it: then nothing is on record as refused, and only the child is lost."""
     both, kept, _ = await push_an_index_with_a_lost_child(setting)
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     setting.b.is_sparse = True
@@ -168,7 +168,7 @@ async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting:
 
 
 async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(setting: Bench) -> None:
-    """It was away for a push, and the layer is gone from the one that took it: the replica is up, the layer lost."""
+    """When it was away for a push, and the other lost the layer since, the replica is up, and the layer lost."""
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"), "latest")
     other = await push(setting, image(b"other"), "other")
@@ -183,11 +183,11 @@ async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(sett
     assert workshop.counts() == {"copied": 4, "lost": 1, "refused": 2}
     setting.b.requests.clear()
     assert await workshop.repair()
-    assert setting.b.requests == []  # nothing is tried again and again
+    assert setting.b.requests == []  # there are no endless retries
 
 
 async def test_while_a_replica_is_away_nothing_is_lost(setting: Bench) -> None:
-    """The one that is down may hold it: what others miss is pending, and a comparison says that it cannot be known."""
+    """The absent replica may hold it: missing contents are pending, and a comparison says that it is uncertain."""
     setting.replicas.down.add("b")
     await push(setting, image(b"layer"), "latest")
     setting.a.blobs.clear()
@@ -202,7 +202,7 @@ async def test_while_a_replica_is_away_nothing_is_lost(setting: Bench) -> None:
 
 
 async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench) -> None:
-    """A manifest that one replica answers with 500 is not lost; all behind it is compared, and it is told."""
+    """A manifest that one replica answers with 500 is not lost; everything after it is compared, and it is reported."""
     bad = await push(setting, image(b"bad"), "bad")
     app = put_past(setting.a, image(b"app"), "app")
     fetch = setting.b.fetch_manifest
@@ -223,7 +223,7 @@ async def test_a_replica_that_fails_for_one_content_ends_no_walk(setting: Bench)
 
 
 async def test_a_newcomer_waits_where_much_cannot_be_known(setting: Bench) -> None:
-    """Many contents that the only replica answers with 500 may be had some day: the newcomer is filled, and waits."""
+    """Many contents that the only replica answers with 500 may return: the newcomer is filled, and waits."""
     bad = {(await push(setting, image(b"bad %d" % number), f"bad-{number}")).digest for number in range(11)}
     app = await push(setting, image(b"app"), "app")
     setting.holdings.entries.clear()
@@ -245,7 +245,7 @@ async def test_a_newcomer_waits_where_much_cannot_be_known(setting: Bench) -> No
 
 
 async def test_lost_is_told_once_counted_and_dismissed(setting: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """Two comparisons, one line in the log; a dismissed one is neither counted nor told, and still lost."""
+    """After two comparisons the log has one line; a dismissed loss is neither counted nor reported, and still lost."""
     _, _, gone = await push_an_index_with_a_lost_child(setting)
     assert [(await compare(setting)).lost for _ in range(2)] == [1, 1]
     assert len([record for record in caplog.records if "is lost" in record.getMessage()]) == 1
@@ -261,7 +261,7 @@ async def test_lost_is_told_once_counted_and_dismissed(setting: Bench, caplog: p
 
 
 async def test_what_is_pushed_again_is_not_lost(setting: Bench) -> None:
-    """The push of a lost manifest or blob ends it at once, and what was refused for lack of it is tried again."""
+    """The push of a lost manifest or blob ends it immediately, and refusals because of it are tried again."""
     both, _, gone = await push_an_index_with_a_lost_child(setting)
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}
     await make_newcomer(setting)
@@ -279,7 +279,7 @@ async def test_what_is_pushed_again_is_not_lost(setting: Bench) -> None:
 
 
 async def test_a_blob_that_is_pushed_again_is_not_lost(setting: Bench) -> None:
-    """The same for a layer."""
+    """The push of a lost layer ends its loss, and the image is complete again."""
     await push(setting, image(b"layer"), "latest")
     for replica in (setting.a, setting.b):
         del replica.blobs[REPOSITORY, digest_of(b"layer")]
@@ -290,7 +290,7 @@ async def test_a_blob_that_is_pushed_again_is_not_lost(setting: Bench) -> None:
 
 
 async def test_a_lost_manifest_that_is_deleted_is_not_lost(setting: Bench) -> None:
-    """Its deletion through us ends it."""
+    """A lost manifest ends with its deletion through the proxy."""
     gone = await push(setting, image(b"gone"), "latest")
     for replica in (setting.a, setting.b):
         replica.manifests, replica.tags = {}, {}
@@ -302,7 +302,7 @@ async def test_a_lost_manifest_that_is_deleted_is_not_lost(setting: Bench) -> No
 
 @pytest.mark.parametrize("ended_by", ["a push past us", "the deletion of the image"])
 async def test_a_comparison_ends_what_is_not_lost_any_more(setting: Bench, ended_by: str) -> None:
-    """A replica has it again, or nothing refers to it any more."""
+    """A loss ends when a replica has the content again, or nothing refers to it any more."""
     app = await push(setting, image(b"layer"), "latest")
     for replica in (setting.a, setting.b):
         del replica.blobs[REPOSITORY, digest_of(b"layer")]
@@ -316,7 +316,7 @@ async def test_a_comparison_ends_what_is_not_lost_any_more(setting: Bench, ended
 
 
 async def test_a_copy_that_a_node_has_pinned_is_not_lost(setting: Bench) -> None:
-    """Another node, without the copy, took it for lost: the one that has it sends it to all, and ends that."""
+    """Another node, without the copy, took it for lost: the node with the copy sends it to all, and ends that."""
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"), "latest")
     setting.replicas.down.clear()
@@ -338,7 +338,7 @@ async def test_a_copy_that_a_node_has_pinned_is_not_lost(setting: Bench) -> None
 
 
 async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) -> None:
-    """The move of a tag is lost with the replica that took it: the other one's state of it stays unbelieved."""
+    """The move of a tag is lost with the replica that took it: the other one's older state is not trusted."""
     await push(setting, image(b"old"), "latest")
     setting.replicas.down.add("b")
     await push(setting, image(b"new"), "latest")
@@ -352,7 +352,7 @@ async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) ->
 
 
 async def test_a_push_that_reached_nobody_is_taken_back_beside_a_lost_one(setting: Bench) -> None:
-    """What was never acknowledged is not called lost."""
+    """A write that was never acknowledged is not called lost."""
     await begin_and_die(setting, image(b"never"), "latest")
     workshop = Workshop(setting)
     assert await workshop.repair()
@@ -360,7 +360,7 @@ async def test_a_push_that_reached_nobody_is_taken_back_beside_a_lost_one(settin
 
 
 async def test_a_lost_build_cache_is_lost_by_its_blobs(setting: Bench) -> None:
-    """The children of an index that are blobs are lost as blobs, each for itself."""
+    """The children of an index that are blobs are lost as blobs, each separately."""
     cache = await push(setting, build_cache(b"one", b"two"), "latest")
     for replica in (setting.a, setting.b):
         del replica.blobs[REPOSITORY, digest_of(b"one")]
@@ -395,7 +395,7 @@ def index_of(*children: Image | bytes, **more: object) -> Image:
 
 
 def add_replica(proxy: Proxy, server: Server) -> None:
-    """Have a registry configured as one more replica."""
+    """Configure a registry as a further replica."""
     settings = yaml.safe_load(proxy.config.read_text())
     settings["upstreams"]["main"]["replicas"].append({"url": server.url})
     proxy.config.write_text(yaml.safe_dump(settings))
@@ -409,7 +409,7 @@ def tags_of(server: Server) -> set[str]:
 
 
 def push_what_gets_lost(user: User, registries: list[Server]) -> str:
-    """Leave behind what the reports tell of, each of which kept a replica out for ever; return the fallback tag."""
+    """Make the losses of the reports, each of which kept a replica out for ever; return the fallback tag."""
     # The cache of BuildKit, and a child that was deleted.
     user.push(REPO, "cache", index_of(random_bytes(100), random_bytes(100)))
     children = [make_image(random_bytes(100), label=str(number)) for number in range(2)]
@@ -433,7 +433,7 @@ def push_what_gets_lost(user: User, registries: list[Server]) -> str:
 def test_a_replica_that_is_added_is_current_without_what_is_lost(
     registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
-    """It gets all that can be had, is up, and alone answers 404 for nothing that the others have."""
+    """It gets everything that exists, is up, and alone answers 404 for no object of the others."""
     first, second = registries
     replicas = [{"url": server.url} for server in registries]
     proxy = start_proxy([], {"upstreams": {"main": {"replicas": replicas}}, "cache": {"max_size": "1GiB"}})
@@ -460,7 +460,7 @@ def test_a_replica_that_is_added_is_current_without_what_is_lost(
     assert proxy.command("replica", "repair").exit_code == 0
     assert proxy.command("replica", "dismiss", "main", "--all").exit_code == 0
     assert proxy.command("replica", "verify").exit_code == 0
-    # The third alone: nothing that it cannot have is called absent.
+    # The third alone: no object that it cannot have is called absent.
     first.stop(9)
     second.stop(9)
     assert user.get("team/other2", "manifests/latest").status_code == 200

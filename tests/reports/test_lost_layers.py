@@ -1,7 +1,7 @@
-"""A layer that one replica lacks can be pushed, at once, whatever that replica says about a manifest that names it.
+"""A layer that one replica misses can be pushed immediately, whatever that replica answers to its manifest.
 
 Reports: pushes over two zot registries refused with MANIFEST_INVALID, because a HEAD was answered by one of them and
-the other lacked the blob; layers that a garbage collection had removed and that no push brought back for a day.
+the other missed the blob; layers that a garbage collection had removed and that no push restored for a day.
 """
 
 from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
 
 @pytest.mark.parametrize("code", REFUSALS)
 async def test_every_refusal_that_a_missing_blob_can_cause_is_healed(setting: Bench, code: ErrorCode) -> None:
-    """A replica that refuses a manifest for a missing blob is sent the blob, whichever code it refuses with."""
+    """A replica that refuses a manifest for a missing blob is sent the blob, whatever code it refuses with."""
     setting.b.refuses_with = code
     app = image(LAYER)
     for blob in app.blobs:
@@ -54,7 +54,7 @@ async def test_every_refusal_that_a_missing_blob_can_cause_is_healed(setting: Be
 
 @pytest.mark.parametrize("code", REFUSALS)
 async def test_a_blob_that_nobody_can_send_is_asked_of_the_pusher(setting: Bench, code: ErrorCode) -> None:
-    """The pusher hears MANIFEST_BLOB_UNKNOWN with the digest, and what was remembered of the blob is forgotten."""
+    """The client gets MANIFEST_BLOB_UNKNOWN with the digest, and the cached knowledge of the blob is removed."""
     app, layer = image(LAYER), digest_of(LAYER)
     for blob in app.blobs:
         await setting.under_test.upload(blob)
@@ -69,7 +69,7 @@ async def test_a_blob_that_nobody_can_send_is_asked_of_the_pusher(setting: Bench
 
 
 async def test_a_manifest_that_lacks_nothing_is_refused_in_the_words_of_the_registry(setting: Bench) -> None:
-    """A refusal for another reason is passed on as it is, and nothing is sent anywhere."""
+    """A refusal for another reason is passed on unchanged, and nothing is sent anywhere."""
     app = image(LAYER)
     for blob in app.blobs:
         await setting.under_test.upload(blob)
@@ -101,7 +101,7 @@ def test_a_collected_layer_is_pushed_again_at_once(registries: list[Server], sta
 
 
 async def test_a_pusher_asks_the_replicas_and_a_puller_does_not(tmp_path: Path) -> None:
-    """HEAD by digest with a token for pushing asks the replicas, also for what the cache has; others cost nothing."""
+    """HEAD by digest with a token for pushing asks the replicas, also for cached contents; others cost nothing."""
     async with PublicBench(tmp_path).serving() as public:
         public.allow("pull", "push")
         blob = public.reader.add_blob("team/app", LAYER)

@@ -1,4 +1,4 @@
-"""No content of a repository leaks into another one through a registry that answers for a digest in any repository.
+"""No content of a repository leaks into another through a registry that answers for a digest in any repository.
 
 Reports: zot with its default ``dedupe`` (CVE-2024-39897 is about its mounts), pull-through caches that store by digest.
 """
@@ -42,7 +42,7 @@ def index_of(digest: str, media_type: str = OCI_MANIFEST) -> bytes:
 
 
 class Eve:
-    """Somebody who may do everything in ``eve/**`` and knows the digests of a secret image."""
+    """A user who may do everything in ``eve/**`` and knows the digests of a secret image."""
 
     def __init__(self, user: User) -> None:
         self.http = user.client(EVE, "pull,push,delete")
@@ -103,7 +103,7 @@ class Eve:
         self.read_manifest(digest)
 
     def name_without_holding(self, digest: str) -> None:
-        """Push what may name what is not there: a foreign layer, a subject."""
+        """Push manifests that may name absent contents: a foreign layer, a subject."""
         foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar"
         self.put(naming(digest, mediaType=foreign, urls=["https://example.com/layer"]))
         document = json.loads(naming(digest_of(b"{}")))
@@ -112,7 +112,7 @@ class Eve:
         self.read_manifest(digest)
 
     def delete(self, digest: str) -> None:
-        """Delete it from a repository that does not hold it: whether it exists elsewhere is not told."""
+        """Delete it from a repository that does not hold it: the answer does not reveal whether it exists elsewhere."""
         assert self.http.delete(f"/blobs/{digest}").status_code == 404
         assert self.http.delete(f"/manifests/{digest}").status_code == 404
 
@@ -138,7 +138,7 @@ class Eve:
             f"/blobs//{digest}",
         ):
             assert self.http.get(other).status_code in {400, 404}
-        referrers = self.http.get(f"/referrers/{digest}")  # a list of what this repository holds, for any digest
+        referrers = self.http.get(f"/referrers/{digest}")  # a list of this repository's contents, for any digest
         assert referrers.status_code == 200
         for entry in referrers.json()["manifests"]:
             assert self.http.get(f"/manifests/{entry['digest']}").status_code == 200
@@ -159,7 +159,7 @@ class Eve:
         self.read(digest)
 
     def name_in_old_words(self, digest: str) -> None:
-        """Push manifests of kinds that few read: what they name proves nothing."""
+        """Push manifests of rare kinds: the contents named in them prove nothing."""
         schema1 = {"schemaVersion": 1, "name": EVE, "tag": "x", "fsLayers": [{"blobSum": digest}], "history": []}
         artifact = {
             "mediaType": "application/vnd.oci.artifact.manifest.v1+json",
@@ -189,7 +189,7 @@ class Eve:
         self.read_manifest(digest)
 
     def finish_what_was_ended(self, digest: str) -> None:
-        """Claim that an upload has ended well, with other bytes or none."""
+        """Claim that an upload has succeeded, with other bytes or none."""
         for content in (b"", b"x" * 16):
             location = self.http.post("/blobs/uploads/").headers["Location"]
             begun = self.http.patch(str(self.http.base_url.join(location)), content=content).headers["Location"]
@@ -218,7 +218,7 @@ ATTACKS: list[Callable[[Eve, str], None]] = [
 
 
 def attack(eve: User, attacks: Sequence[Callable[[Eve, str], None]] = ATTACKS) -> None:
-    """Try attacks on all that is secret, and on what nobody has: both end alike."""
+    """Attack everything secret, and contents that nobody has: both end alike."""
     with Eve(eve) as attacker:
         for each in attacks:
             for digest in (LAYER, CONFIG, SECRET.digest, ABSENT):
@@ -226,7 +226,7 @@ def attack(eve: User, attacks: Sequence[Callable[[Eve, str], None]] = ATTACKS) -
 
 
 class Setting:
-    """The product before registries, with ann, who owns secret/** and team/**, and eve."""
+    """The product before registries, with ann, the owner of secret/** and team/**, and eve."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -256,7 +256,7 @@ def put_directly(registry: FakeRegistry, repository: str, image: Image, *tags: s
 async def test_what_another_repository_holds_is_not_there(
     start_proxy: StartProxy, tmp_path: Path, mixes: tuple[str, ...]
 ) -> None:
-    """Whoever knows the digests of a secret image gets neither its bytes nor whether it exists, in many ways."""
+    """With the digests of a secret image a user gets neither its bytes nor its existence, in many ways."""
     async with FakeRegistry(mixes=mixes) as one, FakeRegistry(mixes=mixes) as other:
         for registry in (one, other):
             put_directly(registry, "secret/old", SECRET, "1")
@@ -274,7 +274,7 @@ async def test_what_another_repository_holds_is_not_there(
 async def test_what_a_repository_holds_is_served(
     start_proxy: StartProxy, tmp_path: Path, mixes: tuple[str, ...]
 ) -> None:
-    """Pushes, shared layers, mounts, children, caches of BuildKit and all that was there before go on as elsewhere."""
+    """Pushes, shared layers, mounts, children, caches of BuildKit and older contents work as elsewhere."""
     async with FakeRegistry(mixes=mixes) as one, FakeRegistry(mixes=mixes) as other:
         old, layer = make_image(b"from before", label="old"), digest_of(b"from before")
         cache = index_of(layer, "application/vnd.oci.image.layer.v1.tar")
@@ -328,7 +328,7 @@ async def test_pushes_over_two_of_them_do_not_depend_on_what_one_has(start_proxy
 
 
 async def test_it_is_found_out_and_shown(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A registry that mixes repositories is told once in the log, by the admin API, the command and a metric."""
+    """A registry that mixes repositories is reported once in the log, by the admin API, the command and a metric."""
     async with (
         FakeRegistry(mixes=ZOT) as mixed,
         FakeRegistry() as apart,
@@ -359,7 +359,7 @@ async def test_it_is_found_out_and_shown(start_proxy: StartProxy, tmp_path: Path
 
 
 async def test_an_ordinary_registry_is_asked_nothing_more(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Nothing is asked about the contents of clients, and each of theirs is asked for once."""
+    """No request is added for the contents of clients, and each of theirs is asked for once."""
     async with FakeRegistry() as registry:
         digests = [registry.add_blob("team/app", bytes([number])) for number in range(20)]
         async with setting(start_proxy, tmp_path, registry) as here:
@@ -375,7 +375,7 @@ async def test_an_ordinary_registry_is_asked_nothing_more(start_proxy: StartProx
 
 
 async def test_a_push_goes_on_at_another_node(start_proxy: StartProxy, tmp_path: Path, redis: Server) -> None:
-    """Blobs that were pushed through one node are there for the manifest that comes through another one."""
+    """Blobs that were pushed through one node are present for the manifest that comes through another one."""
     async with FakeRegistry(mixes=ZOT) as registry:
         put_directly(registry, "secret/old", make_image(b"old"), "1")
         servers = [Server([], registry.port, tmp_path / "none")]

@@ -1,7 +1,7 @@
-"""Indexes of indexes are repaired at a price that grows with their number, however they share what they refer to.
+"""The repair of nested indexes costs in proportion to their number, however they share their children.
 
-Reports: none; whoever may push and delete can build sixty small indexes whose repair, by each way through them, would
-outlast the registry, or a chain of them that is deeper than the stack of a program.
+Reports: none; a user who may push and delete can build sixty small indexes whose repair, by each way through them,
+would outlast the registry, or a chain of them that is deeper than the stack of a program.
 """
 
 import json
@@ -33,7 +33,7 @@ def labelled(label: str, parts: Sequence[Parts]) -> Parts:
 
 
 async def lose(setting: Bench, *lost: Parts) -> None:
-    """Delete manifests at both replicas and in the cache, and begin anew with b as a newcomer."""
+    """Delete manifests at both replicas and in the cache, and start again with b as a newcomer."""
     for parts in lost:
         for replica in (setting.a, setting.b):
             del replica.manifests[REPOSITORY, parts.digest]
@@ -43,7 +43,7 @@ async def lose(setting: Bench, *lost: Parts) -> None:
 
 
 async def test_shared_children_are_dealt_with_once(setting: Bench) -> None:
-    """Two indexes a level, each over both of the level below, over a lost image: no way through them is gone twice."""
+    """With two indexes a level, each over both of the level below, over a lost image, no path is walked twice."""
     gone = await push(setting, image(b"gone"))
     level = [gone]
     for depth in range(8):
@@ -56,7 +56,7 @@ async def test_shared_children_are_dealt_with_once(setting: Bench) -> None:
 
 
 async def test_a_deep_chain_is_repaired_in_rounds(setting: Bench) -> None:
-    """Each round brings more of it, nothing is refused on the way, and the replica has all of it in the end."""
+    """Each round copies more of it, nothing is refused on the way, and the replica has all of it in the end."""
     parts = put_past(setting.a, image(b"bottom"))
     for depth in range(40):
         parts = labelled(str(depth), [parts])
@@ -73,7 +73,7 @@ async def test_a_deep_chain_is_repaired_in_rounds(setting: Bench) -> None:
 
 
 async def test_a_reason_names_the_first_of_many(setting: Bench) -> None:
-    """The refusal of an index with hundreds of lost children is told in a line, with how many there are."""
+    """The refusal of an index with hundreds of lost children is one line, with their number."""
     children = [await push(setting, image(b"layer", label=str(number))) for number in range(100)]
     await push(setting, index(*children), "wide")
     await lose(setting, *children)

@@ -1,4 +1,4 @@
-"""A command that works on files says which, and never makes what it was asked to read.
+"""A command that works on files names them, and never creates the file that it should read.
 
 Reports: "the nightly backup ran from cron, in another directory: for a month it had saved an empty store, exit 0".
 """
@@ -53,7 +53,7 @@ def run(home: Path, *arguments: str, stdin: bytes = b"", **environment: str) -> 
 
 
 def test_a_store_that_is_not_there_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From another working directory: exit status 1, the absolute path, the working directory, and nothing is made."""
+    """From another working directory it ends with 1 and both absolute paths, and nothing is made."""
     use_store("sqlite:///var/store.db", FIRST_ADMIN)
     elsewhere = home / "elsewhere"
     elsewhere.mkdir()
@@ -75,7 +75,7 @@ def test_nothing_to_back_up_is_an_error(home: Path, redis: Server) -> None:
 
 
 def test_a_backup_goes_through_a_pipe(home: Path) -> None:
-    """`backup -` prints the backup alone on standard output, and `restore -` takes it; no file named - is made."""
+    """`backup -` prints only the backup on standard output, and `restore -` reads it; no file named - is made."""
     use_store("sqlite:///var/store.db", FIRST_ADMIN)
     made = run(home, "backup", "-")
     assert made.exit_code == 0
@@ -88,7 +88,7 @@ def test_a_backup_goes_through_a_pipe(home: Path) -> None:
 
 
 async def test_a_worker_makes_no_empty_store(home: Path) -> None:
-    """Only the start of a node makes a store: one that was removed under it must not come back without its grants."""
+    """Only the start of a node makes a store: a removed one must not come back without its grants."""
     with pytest.raises(StoreUnavailableError, match=str(home / "gone.db")):
         async with open_store("sqlite:///gone.db", None, may_create=False):
             raise AssertionError("it was opened")

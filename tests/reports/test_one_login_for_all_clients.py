@@ -27,14 +27,14 @@ PASSWORD = "password of a user"
 
 @dataclass(frozen=True)
 class Home:
-    """A user's directory with the file that clients keep their logins in."""
+    """A user's directory with the file in which clients keep their logins."""
 
     directory: Path
     proxy: Proxy
 
     @property
     def login(self) -> dict[str, Any]:
-        """What the file says of the registry."""
+        """The entry of the registry in the file."""
         entry: dict[str, Any] = json.loads((self.directory / "config.json").read_text())["auths"][self.proxy.host]
         return entry
 
@@ -58,7 +58,7 @@ class Home:
 
 @pytest.fixture(scope="module")
 def proxies(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[dict[str, Proxy]]:
-    """Start proxies that give refresh tokens to docker, give none, and are not told which."""
+    """Start proxies that give refresh tokens to docker, give none, and have the default."""
     require_program("docker-registry")
     root = tmp_path_factory.mktemp("logins")
     with ExitStack() as stack:
@@ -73,13 +73,13 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterato
 
 @pytest.mark.parametrize("setting", ["false", "default"])
 def test_one_docker_login_serves_all(proxies: dict[str, Proxy], tmp_path: Path, setting: str) -> None:
-    """Docker keeps the password; podman, skopeo and a pull secret go on with it, and podman may log in anew."""
+    """Docker stores the password; podman, skopeo and a pull secret use it, and podman may log in again."""
     proxy = proxies[setting]
     home = Home(tmp_path, proxy)
     proxy.add_user("ann", pull_push=["**"]).push("team/app", "1", make_image(random_bytes(1000)))
     home.docker_login()
     assert "identitytoken" not in home.login
-    assert base64.b64decode(home.login["auth"]).decode() == f"ann:{PASSWORD}"  # what a kubelet takes of a pull secret
+    assert base64.b64decode(home.login["auth"]).decode() == f"ann:{PASSWORD}"  # as a kubelet does
     image = f"docker://{proxy.host}/team/app:1"
     for command in (
         ["skopeo", "inspect", "--raw", "--tls-verify=false", image],
@@ -91,7 +91,7 @@ def test_one_docker_login_serves_all(proxies: dict[str, Proxy], tmp_path: Path, 
 
 
 def test_with_refresh_tokens_docker_forgets_the_password(proxies: dict[str, Proxy], tmp_path: Path) -> None:
-    """`auth.refresh_tokens: true` gives it a token to keep, over which skopeo and podman cannot log in."""
+    """`auth.refresh_tokens: true` gives docker a token to store, with which skopeo and podman cannot log in."""
     home = Home(tmp_path, proxies["true"])
     home.docker_login()
     assert home.login["identitytoken"]
@@ -105,7 +105,7 @@ def test_with_refresh_tokens_docker_forgets_the_password(proxies: dict[str, Prox
 def test_a_refresh_token_stays_valid_after_the_setting_is_taken_back(
     proxies: dict[str, Proxy], tmp_path: Path, copies: Copies
 ) -> None:
-    """Docker has dropped the password: what was given goes on until it expires, and nothing new is given."""
+    """Docker has dropped the password: an issued token is good until it expires, and no new one is issued."""
     given = proxies["true"]
     home = Home(tmp_path, given)
     home.docker_login()

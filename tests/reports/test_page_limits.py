@@ -1,4 +1,4 @@
-"""A list is whole, whatever size of page a registry allows, or it is an error: never a 200 that lacks something.
+"""A list is whole, whatever size of page a registry allows, or an error: never a 200 with missing entries.
 
 Reports: registries that allow pages of 100 names (`catalog.maxentries`, distribution 3's `tags.maxtags`) and refuse
 larger ones with PAGINATION_NUMBER_INVALID; behind proxies their catalog was empty.
@@ -46,7 +46,7 @@ def test_a_real_registry_with_small_pages(start_registry: StartRegistry, start_p
 
 
 async def test_a_size_of_page_that_is_refused_is_left_out() -> None:
-    """Tags and repositories are asked for once more without it, and the pages that the registry makes are followed."""
+    """Tags and repositories are requested once more without it, and the registry's own pages are followed."""
     async with FakeRegistry(page_size=10) as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, b"{}", *(f"v{number:02}" for number in range(35)))
         for number in range(25):
@@ -58,7 +58,7 @@ async def test_a_size_of_page_that_is_refused_is_left_out() -> None:
 
 
 async def test_400_without_a_size_of_page_is_an_error() -> None:
-    """What is refused for another reason is not asked for over and over, and is no empty list."""
+    """A request refused for another reason is not repeated, and is no empty list."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault("_catalog", status=400, body=TOO_LARGE))
         with pytest.raises(BadUpstreamError):
@@ -80,7 +80,7 @@ BREAKS: dict[str, Fault] = {
 
 @pytest.mark.parametrize("kind", BREAKS)
 async def test_a_later_page_that_fails_fails_the_list(kind: str) -> None:
-    """The first page alone is never told as the list."""
+    """The first page alone is never served as the list."""
     fault = BREAKS[kind]
     async with FakeRegistry(page_size=2) as registry, open_reader([registry.url]) as reader:
         registry.add_manifest(REPOSITORY, b"{}", "1", "2", "3")
@@ -94,7 +94,7 @@ async def test_a_later_page_that_fails_fails_the_list(kind: str) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
 async def test_a_later_page_of_repositories_that_is_refused_is_no_missing_list(status: int) -> None:
-    """A registry that gave a part of its catalog has one: what then fails is told as a failure of the upstream."""
+    """A registry that gave a part of its catalog has one: a later failure is a failure of the upstream."""
     async with FakeRegistry(page_size=2) as registry, open_reader([registry.url]) as reader:
         for name in ("a", "b", "c"):
             registry.of(name)
@@ -112,7 +112,7 @@ async def test_every_link_is_read() -> None:
 
 
 async def test_pages_without_an_end_are_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither too many pages nor too many names are cut off in silence."""
+    """Neither too many pages nor too many names are cut off silently."""
     async with FakeRegistry(page_size=1) as registry, open_client(registry.url) as client:
         registry.add_manifest(REPOSITORY, b"{}", *(f"v{number}" for number in range(9)))
         for bound in ("_PAGES_MAX", "_NAMES_MAX"):
@@ -124,7 +124,7 @@ async def test_pages_without_an_end_are_no_list(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_replicas_that_miss_something_make_no_list_alone() -> None:
-    """Repositories of a replica that is behind are no list while a current one cannot be heard; those of all are."""
+    """Lists of replicas that are behind count only together: without an answer of the current one it takes all."""
     async with FakeRegistry() as a, FakeRegistry() as b:
         a.of("old")
         for name in ("old", "new"):
@@ -149,7 +149,7 @@ async def test_replicas_that_miss_something_make_no_list_alone() -> None:
     ids=["401", "403", "404", "405"],
 )
 async def test_a_registry_without_a_list_says_so(fault: Fault) -> None:
-    """As Docker Hub and GHCR do; that is told apart from a failure, and changes nothing about the replica."""
+    """The error of registries such as Docker Hub and GHCR is no failure, and changes nothing about the replica."""
     fault.target = "_catalog"
     async with FakeRegistry() as registry, open_reader([registry.url], patience_seconds=3600) as reader:
         registry.inject(fault)
@@ -170,7 +170,7 @@ class _Router:
 
 
 class _Lister(MemoryReader):
-    """Gives its repositories, or what was told."""
+    """Gives its repositories, or a scripted error."""
 
     failure: Exception | None = None
 
@@ -181,7 +181,7 @@ class _Lister(MemoryReader):
 
 
 def discover(hub: Exception | None, main: Exception | None = None) -> Discover:
-    """Return the lists over two upstreams that end in these."""
+    """Return the lists over two upstreams with the given ends."""
     readers = {"main": _Lister(), "hub": _Lister()}
     readers["main"].failure, readers["hub"].failure = main, hub
     return Discover(readers=readers, router=_Router())  # type: ignore[arg-type]  # as much of it as lists use
@@ -218,7 +218,7 @@ async def test_no_list_at_all_is_no_empty_list() -> None:
     ],
 )
 async def test_an_upstream_that_failed_fails_the_list(failure: Exception) -> None:
-    """Whatever it failed with, the others' repositories alone are not told as the list."""
+    """After any failure the others' repositories alone are not served as the list."""
     with pytest.raises(type(failure)):
         await discover(failure).list_repositories(["**"], lambda _: True, None, None)
 

@@ -50,7 +50,7 @@ async def port(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 
 async def send(port: int, *pieces: bytes) -> bytes:
-    """Send pieces, each in a packet of its own, until an answer begins; return all that is answered."""
+    """Send pieces, each in a separate packet, until an answer begins; return the whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
@@ -69,7 +69,7 @@ async def send(port: int, *pieces: bytes) -> bytes:
     ids=["its first three bytes", "whole", "its first byte alone", "byte by byte", "followed by more"],
 )
 async def test_a_hello_is_answered_in_http(port: int, pieces: tuple[bytes, ...]) -> None:
-    """400 in HTTP/1.1 with a sentence in our error form, then the end; also when the hello comes in pieces."""
+    """The answer is 400 in HTTP/1.1 with a sentence in our error form, then the end; also for a hello in pieces."""
     head, _, body = (await send(port, *pieces)).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"connection: close" in head.lower()
@@ -77,7 +77,7 @@ async def test_a_hello_is_answered_in_http(port: int, pieces: tuple[bytes, ...])
 
 
 async def test_a_tls_client_reads_that_the_server_spoke_http(port: int) -> None:
-    """A real TLS client sees an HTTP answer, not the end of the connection or a reset, each of many times."""
+    """A real TLS client sees an HTTP answer each of many times, not the end of the connection or a reset."""
     context = ssl.create_default_context()
     for _ in range(20):
         with pytest.raises(ssl.SSLError, match=r"(?i)wrong.version.number|http.request"):
@@ -86,7 +86,7 @@ async def test_a_tls_client_reads_that_the_server_spoke_http(port: int) -> None:
 
 @pytest.mark.parametrize("pieces", [(GET,), tuple(GET[n : n + 1] for n in range(len(GET)))], ids=["whole", "bytes"])
 async def test_a_request_is_served_as_before(port: int, pieces: tuple[bytes, ...]) -> None:
-    """All that is no hello reaches the server from its first byte on."""
+    """Any request that is no hello reaches the server from its first byte on."""
     assert (await send(port, *pieces)).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
@@ -105,7 +105,7 @@ async def test_a_request_is_served_as_before(port: int, pieces: tuple[bytes, ...
 async def test_all_else_is_told_in_our_form(
     port: int, pieces: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is neither HTTP nor a hello gets an error in JSON and the end; no traceback, and none of its bytes."""
+    """Other bytes get an error in JSON and the end; the log has no traceback, and the answer none of the bytes."""
     answers = await send(port, *pieces)
     body = answers.rpartition(b"\r\n\r\n")[2]
     assert re.search(rb"HTTP/1\.[01] 4(00|31) ", answers)

@@ -1,4 +1,4 @@
-"""A 404 whose JSON errors come as text is the registry's word; a bare one, or a page, is nobody's.
+"""A 404 whose JSON errors come as text is the registry's answer; a bare one, or a page, is not.
 
 Reports: registries in Go that set no Content-Type (olareg, `crane registry`, ko), of which proxies say 502.
 """
@@ -19,7 +19,7 @@ TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
 
 async def codes(client: HttpReplicaClient) -> list[ErrorCode]:
-    """Ask for what is absent in every way; return the codes of the errors, which all are 404."""
+    """Ask for absent objects in every way; return the codes of the errors, which all are 404."""
     found = []
     for question in (
         client.resolve_tag(REPOSITORY, Tag("1")),
@@ -40,7 +40,7 @@ async def codes(client: HttpReplicaClient) -> list[ErrorCode]:
 @pytest.mark.parametrize("code", ["MANIFEST_UNKNOWN", "BLOB_UNKNOWN", "NAME_UNKNOWN", "NOT_FOUND", None])
 @pytest.mark.parametrize("type_of", ["text/plain; charset=utf-8", "text/html", "application/json"])
 async def test_errors_in_json_are_an_answer(code: str | None, type_of: str) -> None:
-    """An error document means 404, whatever its type; its code is kept where it is a known one."""
+    """An error document means 404, whatever its type; a known code is kept."""
     error = {"status": 404, "message": "absent"} | ({} if code is None else {"code": code})
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         body = json.dumps({"errors": [error]}).encode()
@@ -56,7 +56,7 @@ async def test_errors_in_json_are_an_answer(code: str | None, type_of: str) -> N
     "body", [b"404 page not found", b"", b"{}", b'{"errors":{}}', b'{"errors":"x"}', b"[" * 100_000]
 )
 async def test_text_is_no_answer(body: bytes) -> None:
-    """Text without errors is what a load balancer says: it stays a 502."""
+    """Text without errors is a load balancer's: it stays a 502."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(status=404, body=body, headers=TEXT))
         for question in (

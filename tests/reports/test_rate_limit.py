@@ -1,4 +1,4 @@
-"""A 429 of an upstream reaches the client as 429, with its words and its Retry-After, at once.
+"""A 429 of an upstream reaches the client as 429, with its message and its Retry-After, immediately.
 
 Reports: Docker Hub's pull limit, which proxies hid in a 503 after a wait, so that nobody saw whose limit it was.
 """
@@ -30,13 +30,13 @@ FOREVER = 3600
 
 
 def limited(target: str = "^/v2/.", retry_after: str | None = "77") -> Fault:
-    """Return what a registry does that has us wait."""
+    """Return a rate limit of a registry."""
     headers = JSON if retry_after is None else JSON | {"Retry-After": retry_after}
     return Fault(target, status=429, body=BODY, headers=headers)
 
 
 async def limit_of(attempt: Awaitable[object]) -> UpstreamLimitError:
-    """Return the limit that a call ends in."""
+    """Return the limit in which a call ends."""
     with pytest.raises(UpstreamLimitError) as caught:
         await attempt
     return caught.value
@@ -64,7 +64,7 @@ ASKS: dict[str, Callable[[FailoverReader], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("ask", ASKS)
 async def test_words_and_wait_are_passed_on_at_once(ask: str) -> None:
-    """Whatever is asked for: no patience is spent, and the words come through a HEAD, too."""
+    """For any request no patience is spent, and the message arrives also for a HEAD."""
     async with FakeRegistry() as registry, open_reader([registry.url], patience_seconds=FOREVER) as reader:
         registry.inject(limited())
         error = as_registry_error(await limit_of(ASKS[ask](reader)))
@@ -87,7 +87,7 @@ async def test_the_token_endpoint_limits_too() -> None:
 
 
 async def test_another_replica_answers() -> None:
-    """While one has us wait the other one is asked; the 429 comes out when that cannot answer."""
+    """While one replica limits us the other one is asked; the 429 is passed on when that cannot answer."""
     async with (
         FakeRegistry() as a,
         FakeRegistry() as b,
@@ -132,7 +132,7 @@ async def test_it_is_asked_again_after_the_wait() -> None:
 
 
 async def test_a_registry_that_limits_heads_alone_is_read_by_get() -> None:
-    """What GET answers is the answer."""
+    """The answer to the GET counts."""
     async with FakeRegistry() as registry, open_reader([registry.url]) as reader:
         registry.add_manifest(REPOSITORY, b"{}", "1")
         registry.inject(Fault("manifests", method="HEAD", status=429))
@@ -144,13 +144,13 @@ async def test_a_registry_that_limits_heads_alone_is_read_by_get() -> None:
     [("7", 7), (None, 1), ("0", 0), ("soon", 1), ("-5", 1), ("9" * 30, 86_400), ("²", 1)],
 )
 def test_the_wait(header: str | None, seconds: float) -> None:
-    """A number is taken, within a day; anything else is a second."""
+    """A number is used, up to a day; any other text is a second."""
     headers = {} if header is None else {"Retry-After": header}
     assert limit_error("a", headers, b"").retry_after_seconds == seconds
 
 
 def test_the_wait_may_be_a_date() -> None:
-    """A date means until then; one that has passed means no wait (RFC 9110, 10.2.3)."""
+    """A date is the end of the wait; a past date means no wait (RFC 9110, 10.2.3)."""
     later = limit_error("a", {"Retry-After": formatdate(time.time() + 100, usegmt=True)}, b"").retry_after_seconds
     assert 90 < later <= 100
     assert limit_error("a", {"Retry-After": formatdate(0, usegmt=True)}, b"").retry_after_seconds == 0
@@ -170,12 +170,12 @@ def test_the_wait_may_be_a_date() -> None:
     ],
 )
 def test_the_words(body: bytes, media_type: str, words: str) -> None:
-    """Those of the protocol's errors, or a plain text: one line, printable, of bounded length."""
+    """The message is that of the protocol's errors, or a plain text: one line, printable, of bounded length."""
     assert limit_error("a", {"Content-Type": media_type}, body).words == words
 
 
 async def test_it_is_counted_and_shown() -> None:
-    """Metrics have an outcome of its own, and the replica stays up with the reason beside it."""
+    """Metrics have a separate outcome, and the replica stays up with the reason beside it."""
     observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], observer=observer) as replicas:
         registry.inject(limited())
@@ -186,7 +186,7 @@ async def test_it_is_counted_and_shown() -> None:
 
 
 async def test_what_is_cached_is_served_meanwhile(start_proxy: StartProxy) -> None:
-    """By digest as ever, by tag with a Warning; what is not cached, and a push, get the 429 with its words."""
+    """Cached contents are served by digest as ever, by tag with a Warning; all else gets the 429 with its message."""
     image = make_image(b"layer")
     async with FakeRegistry() as registry:
         for blob in image.blobs.values():

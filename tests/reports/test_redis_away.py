@@ -1,4 +1,4 @@
-"""While Redis is away, every place that tells how the node does tells so, with what the caller got.
+"""While Redis is away, every report of a node's state says so, with the answers that callers got.
 
 Reports: "Redis was down for an hour: /readyz had no warning, and the audit log says 500 where the client saw 503".
 """
@@ -11,12 +11,12 @@ from tests.support.servers import Server, wait_until
 
 
 def readiness(proxy: Proxy) -> httpx.Response:
-    """Ask a node how it does."""
+    """Return the readiness of a node."""
     return httpx.get(f"{proxy.admin_url}/readyz", timeout=30, verify=False)
 
 
 def in_audit(proxy: Proxy, action: str) -> list[tuple[int, str]]:
-    """Return status and reason of each event of an action that failed, as the audit log has them."""
+    """Return status and reason of each failed event of an action in the audit log."""
     query = {"action": action, "outcome": "failed"}
     with proxy.admin() as admin:
         events = admin.get("/audit", params=query).raise_for_status().json()["items"]
@@ -24,7 +24,7 @@ def in_audit(proxy: Proxy, action: str) -> list[tuple[int, str]]:
 
 
 def test_redis_away_is_told_everywhere(start_proxy: StartProxy, start_registry: StartRegistry, redis: Server) -> None:
-    """/readyz stays 200 and says why with a warning; log and audit hold the 503 that the callers got."""
+    """/readyz stays 200 with a warning that has the reason; log and audit hold the 503 that the callers got."""
     proxy = start_proxy([start_registry()], {"store": f"redis://127.0.0.1:{redis.port}/0"})
     ann, image = proxy.add_user("ann", pull_push=["team/**"]), make_image(b"layer")
     ann.push("team/app", "1", image)

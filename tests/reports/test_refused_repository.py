@@ -1,4 +1,4 @@
-"""A refusal is about one repository and action: it never takes a replica away from those who ask for anything else.
+"""A refusal is about one repository and action: all other requests still reach the replica.
 
 Reports: Harbor, ECR, GHCR and Artifactory answer 401 or 403 for a mistyped or private name, and proxies before them
 then answered 502 to everybody for a while.
@@ -36,12 +36,12 @@ BODY = b'{"schemaVersion": 2}'
 
 
 def of_tokens(status: int) -> Fault:
-    """Return what a token endpoint does that gives no token for one scope."""
+    """Return a token endpoint's refusal of one scope."""
     return Fault(rf"^/token.*scope=repository(:|%3A){FORBIDDEN}", status=status)
 
 
 def of_requests(status: int, challenge: str | None = None) -> Fault:
-    """Return what a registry does that refuses requests for one repository."""
+    """Return a registry's refusal of requests for one repository."""
     return Fault(f"^/v2/{FORBIDDEN}/", status=status, headers={"WWW-Authenticate": challenge} if challenge else {})
 
 
@@ -78,7 +78,7 @@ class Scene:
         return self.replicas.status()[0].state
 
     async def ask_for_the_forbidden(self) -> Exception:
-        """Ask for the repository that is refused; return the error."""
+        """Ask for the refused repository; return the error."""
         with pytest.raises((RegistryError, UpstreamUnavailableError)) as refused:
             await self.reader.resolve_tag(FORBIDDEN, Tag("1"))
         return refused.value
@@ -100,7 +100,7 @@ async def scene(kind: str) -> AsyncIterator[Scene]:
 
 @contextmanager
 def hammering(ask: Callable[[], Any]) -> Iterator[list[int]]:
-    """Ask over and over for the length of a with block, four at a time; give how often so far."""
+    """Ask repeatedly for the length of a with block, four at a time; give the number so far."""
     asked = [0]
 
     async def go_on() -> None:
@@ -119,7 +119,7 @@ def hammering(ask: Callable[[], Any]) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("kind", REFUSALS)
 async def test_the_others_are_served_beside_it(kind: str) -> None:
-    """While one repository is asked for all the time, each request for another is answered, and no state changes."""
+    """During constant requests for one repository each request for another is answered, and no state changes."""
     async with scene(kind) as one:
         with hammering(one.ask_for_the_forbidden) as asked:
             for _ in range(50):
@@ -133,7 +133,7 @@ async def test_the_others_are_served_beside_it(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", REFUSALS)
 async def test_its_reason_is_not_told_elsewhere(kind: str) -> None:
-    """An error of another repository, and what the admin API says of the replica, name no refused repository."""
+    """Neither an error of another repository nor the admin API's state of the replica names a refused repository."""
     async with scene(kind) as one:
         await one.ask_for_the_forbidden()
         one.registry.inject(Fault(f"^/v2/{FINE}", status=500))
@@ -157,7 +157,7 @@ async def test_a_list_of_repositories_that_is_refused_changes_no_state() -> None
 
 @pytest.mark.parametrize("kind", ["token 401", "token 403", "token without the access"])
 async def test_the_token_endpoint_is_spared(kind: str) -> None:
-    """Many requests for what is refused, at once and one by one, cost it two or three, and the others none."""
+    """Many refused requests, at once and one by one, cost it two or three requests, and others none."""
     async with scene(kind) as one:
         await one.reader.resolve_tag(FINE, Tag("1"))
         before = one.registry.count("GET", "/token")
@@ -166,7 +166,7 @@ async def test_the_token_endpoint_is_spared(kind: str) -> None:
             await one.ask_for_the_forbidden()
             await one.reader.resolve_tag(FINE, Tag("1"))
         assert one.registry.count("GET", f"/token.*{FORBIDDEN}") <= 3
-        assert one.registry.count("GET", "/token") <= before + 4  # of which one may be a probe's
+        assert one.registry.count("GET", "/token") <= before + 4  # one of them may be a probe's
 
 
 async def test_probes_are_no_storm() -> None:
@@ -180,7 +180,7 @@ async def test_probes_are_no_storm() -> None:
 
 
 async def test_a_refusal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Access that is granted upstream is noticed when the refusal is old enough, without a restart."""
+    """Access granted upstream is noticed when the refusal is old enough, without a restart."""
     monkeypatch.setattr("registry_proxy.replica.login.REFUSED_SECONDS", 0.2)
     async with scene("token 403") as one:
         await one.ask_for_the_forbidden()
@@ -198,7 +198,7 @@ async def test_a_refusal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_password_that_is_refused_everywhere_is_a_state_of_the_replica() -> None:
-    """The probe that follows a refusal finds out that it is the credentials; the state says so until they are taken."""
+    """The probe after a refusal finds refused credentials; the state says so until they are accepted."""
     async with FakeRegistry(basic=ANN) as registry, open_replicas([registry.url], **CREDENTIALS) as replicas:
         registry.add_manifest(FINE, BODY, "1")
         changed = registry.inject(Fault(status=401, headers={"WWW-Authenticate": 'Basic realm="fake"'}))
@@ -211,7 +211,7 @@ async def test_a_password_that_is_refused_everywhere_is_a_state_of_the_replica()
 
 
 async def test_uploads_go_on_while_another_repository_is_refused_in_another_way() -> None:
-    """A body is never sent with what another repository's challenge demanded in the meantime."""
+    """A body is never sent with the credentials of another repository's challenge from the meantime."""
     async with scene("Basic there, Bearer elsewhere") as one:
         client = one.replicas.client("a")
         with hammering(one.ask_for_the_forbidden) as asked:
@@ -231,7 +231,7 @@ async def test_uploads_go_on_while_another_repository_is_refused_in_another_way(
     "fault", [Fault(status=500), Fault(cut_after=1), Fault(html=True), Fault(status=400), Fault(stall=True)]
 )
 async def test_a_broken_object_takes_nothing_else_away(fault: Fault) -> None:
-    """A replica that fails with one object, cuts it or sits on it is asked for all others, and stays writable."""
+    """A replica that fails with one object, cuts it or stalls on it serves all others, and stays writable."""
     broken = digest_of(b"broken")
     timeouts = PATIENT if not fault.stall else type(PATIENT)(connect=5, first_byte=0.3, stall=0.3, probe=10, commit=10)
     async with FakeRegistry() as registry, open_replicas([registry.url], timeouts=timeouts) as replicas:
@@ -253,7 +253,7 @@ async def test_a_broken_object_takes_nothing_else_away(fault: Fault) -> None:
 
 
 async def test_a_token_of_another_kind_is_no_failure_of_a_client() -> None:
-    """One client of a replica that meets Basic and Bearer by turns is right about each of them."""
+    """Both kinds work for one client of a replica that sends Basic and Bearer challenges by turns."""
     async with FakeRegistry(bearer=ANN) as registry, open_client(registry.url, **CREDENTIALS) as client:
         registry.add_manifest(FINE, BODY, "1")
         registry.inject(of_requests(401, 'Basic realm="x"'))
@@ -269,7 +269,7 @@ async def test_a_token_of_another_kind_is_no_failure_of_a_client() -> None:
 
 @pytest.mark.parametrize("others", [60, pytest.param(200, marks=pytest.mark.soak)])
 async def test_hammering_clients_harm_nobody(start_proxy: StartProxy, tmp_path: Path, others: int) -> None:
-    """Beside clients that hammer a forbidden repository, an absent one and broken objects, none of the others fails."""
+    """Beside clients that hammer a forbidden repository, an absent one and broken objects, no other client fails."""
     async with FakeRegistry(bearer=ANN) as registry:
         broken, cut = registry.add_manifest("team/app", b"broken"), registry.add_blob("team/app", bytes(100_000))
         registry.inject(of_tokens(403))
@@ -311,7 +311,7 @@ async def test_hammering_clients_harm_nobody(start_proxy: StartProxy, tmp_path: 
             for task in hammers:
                 task.cancel()
             await asyncio.gather(*hammers, return_exceptions=True)
-        await asyncio.to_thread(proxy.kill_everything)  # it would go on with what was asked
+        await asyncio.to_thread(proxy.kill_everything)  # it would repeat the last request
         assert statuses == [200, 201] * (others // 2)
 
 
