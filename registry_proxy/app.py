@@ -25,6 +25,7 @@ from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepar
 from registry_proxy.cache.open import Cache, open_cache
 from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
+from registry_proxy.directory.deployments import AnsweredDeployments, Deployments
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import FIRST_ADMIN
 from registry_proxy.edge.middleware import RequestIds
@@ -38,6 +39,7 @@ from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.discover import Discover
+from registry_proxy.operations.labels import read_labels
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
@@ -131,15 +133,16 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         history = History(node.records.store, node.changes, warmer.pull)
         connections = configured.connections(settings, observer)
         public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
-        admin = None
+        admin = answers = None
         if context.admin_socket is not None:
             services = _admin_services(settings, node, warmer, history, observer, audit, context, connections)
             admin = await stack.enter_async_context(
                 serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
             )
+            answers = AnsweredDeployments(services.deployments, audit.trail)
         context.ready()
         if has_admin:  # not before: a long queue makes no start longer
-            await duties.enter_async_context(running(node.events.deliveries.run(), "deliveries of events"))
+            await duties.enter_async_context(running(node.events.deliveries.run(answers), "deliveries of events"))
             await duties.enter_async_context(running(node.events.replica_watch.run(), "events of replicas"))
             await duties.enter_async_context(running(history.bounds.run(), "bounds of the history"))
         await context.ending.wait()
@@ -308,4 +311,12 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         ),
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
         deliveries=node.events.record,
+        deployments=Deployments(
+            store=node.records.store,
+            changes=node.changes,
+            outbox=node.events.outbox,
+            route=node.router.route,
+            read_labels=partial(read_labels, warmer.pull),
+        ),
+        find_tag=node.records.tag,
     )

@@ -11,6 +11,7 @@ from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.cache import Cache, CacheResource
 from registry_proxy.admin.comparisons import ComparisonResource
 from registry_proxy.admin.deliveries import DeliveryResource
+from registry_proxy.admin.deployments import DeploymentResource, FindTag
 from registry_proxy.admin.exceptions import ExceptionResource
 from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
@@ -31,6 +32,7 @@ from registry_proxy.admin.warm import WarmResource
 from registry_proxy.api.models import BODY_MAX_BYTES
 from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
+from registry_proxy.directory.deployments import Deployments
 from registry_proxy.directory.directory import Directory
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.history.open import History
@@ -63,6 +65,8 @@ class AdminServices:
         guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.
         deliveries: events on their way to receivers.
+        deployments: reports of what runs where.
+        find_tag: returns what is on record of a tag.
     """
 
     directory: Directory
@@ -80,6 +84,8 @@ class AdminServices:
     guard: AdminGuard
     audit_files: AuditFiles
     deliveries: DeliveryRecord
+    deployments: Deployments
+    find_tag: FindTag
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
@@ -112,6 +118,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         AuditResource(services.audit_files),
         SubscriptionResource(directory.subscriptions, services.deliveries),
         DeliveryResource(services.deliveries),
+        DeploymentResource(services.deployments, control, services.route, services.find_tag),
         NodeResource(services.reload),
     ]
     for resource in (*resources, OpenApiResource(resources, _PREFIX)):

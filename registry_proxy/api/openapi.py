@@ -31,6 +31,8 @@ _QUERY: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "reference": (_TEXT, "Tag or digest."),
     "subscription": (_TEXT, "Only this subscription."),
     "state": (_TEXT, "Only in this state."),
+    "environment": (_TEXT, "Only this environment."),
+    "history": ({"type": "boolean"}, "With true also the receipts before those."),
     "prefix": (_TEXT, "Only names with this prefix."),
     "action": (_TEXT, "Only this action."),
     "outcome": (_TEXT, "Only this outcome."),

@@ -9,6 +9,7 @@ from registry_proxy.cli.audit import audit_app
 from registry_proxy.cli.backup import backup, restore
 from registry_proxy.cli.cache import cache_app
 from registry_proxy.cli.deliveries import event_app
+from registry_proxy.cli.deployments import deployment_app
 from registry_proxy.cli.grants import explain, grant_app
 from registry_proxy.cli.groups import group_app
 from registry_proxy.cli.importing import import_
@@ -73,6 +74,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(subscription_app, name="subscription", cls=Commands)
     app.add_typer(event_app, name="event", cls=Commands)
     app.add_typer(tag_app, name="tag", cls=Commands)
+    app.add_typer(deployment_app, name="deployment", cls=Commands)
     app.add_typer(repository_app, name="repository", cls=Commands)
     app.add_typer(cache_app, name="cache", cls=Commands)
     app.add_typer(audit_app, name="audit", cls=Commands)

@@ -14,10 +14,12 @@ from registry_proxy.events.agenda import Agenda
 from registry_proxy.events.backlog import Backlog
 from registry_proxy.events.delivery import Delivery, Lane, number_of
 from registry_proxy.events.fan_out import FanOut
+from registry_proxy.events.receipts import reported
 from registry_proxy.events.schedule import wait_seconds
 from registry_proxy.events.sender import Sender
 from registry_proxy.events.subscription import OnFailure, Subscription
 from registry_proxy.events.subscriptions import CurrentSubscriptions
+from registry_proxy.ports.deployments import DeploymentAnswers
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
@@ -87,9 +89,15 @@ class Deliveries:
         self._led_since = 0.0
         self._failure: StoreUnavailableError | None = None
         self._is_miscounted = False
+        self._answers: DeploymentAnswers | None = None
 
-    async def run(self) -> None:
-        """Go on until cancelled; another process takes over where this one cannot reach the store."""
+    async def run(self, answers: DeploymentAnswers | None = None) -> None:
+        """Go on until cancelled; another process takes over where this one cannot reach the store.
+
+        Args:
+            answers: takes the deployments that receivers report; None leaves them out.
+        """
+        self._answers = answers
         while True:
             try:
                 async with self._store.lease(_LEASE):
@@ -197,6 +205,9 @@ class Deliveries:
             next_attempt_at=now + wait_seconds(delivery.attempts + 1, answer.retry_after_seconds),
         )
         if answer.is_accepted:
+            report = reported(answer.text, delivery.event, subscription)
+            if report is not None and self._answers is not None:
+                await self._answers.take(report, subscription.name)
             await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DELIVERED))
             self._backlog.note_delivered(lane)
             return None

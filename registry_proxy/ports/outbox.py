@@ -32,11 +32,14 @@ class EventType(StrEnum):
     REPLICA_REPAIRED = "replica_repaired"
     """A replica that was reported as down is up again and has what it missed."""
 
+    DEPLOYMENT = "deployment"
+    """A deployment was reported: the digest runs in an environment now, failed to, or was removed from it."""
+
     GAP = "gap"
     """Events were dropped, or lost with the store: the receiver compares with the registry."""
 
 
-LATER_TYPES = ("rollback", "promotion", "restore", "deployment", "rule_violated", "retention")
+LATER_TYPES = ("rollback", "promotion", "restore", "rule_violated", "retention")
 """The types that a subscription may name once their features are there."""
 
 

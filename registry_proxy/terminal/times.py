@@ -40,3 +40,6 @@ Since = Annotated[
     str | None, typer.Option(callback=_in_past, help=f"From this time, {_MOMENT}, or this long ago, such as 1h.")
 ]
 Until = Annotated[str | None, typer.Option(callback=_in_past, help="Before this time, or this long ago.")]
+PastMoment = Annotated[
+    str | None, typer.Option("--at", callback=_in_past, help=f"When, {_MOMENT}, or how long ago, such as 5m; else now.")
+]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import StartProxy
@@ -17,10 +18,11 @@ REPOSITORY = "team/app"
 
 
 class Receiver(ThreadingHTTPServer):
-    """A receiver on loopback: ``status`` is its answer, ``events`` holds the accepted events."""
+    """A receiver on loopback: ``status`` and ``body`` are its answer, ``events`` holds the accepted events."""
 
     daemon_threads = True
     status = 200
+    body = b""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -45,6 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.events.append(event)
         self.send_response(self.server.status)
         self.end_headers()
+        self.wfile.write(self.server.body)
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -103,6 +106,24 @@ def test_a_push_and_a_delete_reach_the_receiver(proxy: Proxy, receiver: Receiver
         wait_until(lambda: len(receiver.events) == 5, "the test")
     assert (receiver.events[3]["id"], receiver.events[3]["data"]["replay"]) == (deleted["id"], True)
     assert receiver.events[4]["data"]["test"] is True
+
+
+def test_a_receiver_reports_what_it_deployed(proxy: Proxy, receiver: Receiver) -> None:
+    """Its answer to a push is a receipt, and that an event; a later push of the tag shows as one that runs nowhere."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    subscribe(proxy, receiver.url, events=["push", "deployment"])
+    receiver.body = json.dumps({"deployment": {"environment": "production", "outcome": "succeeded"}}).encode()
+    image = make_image(b"one")
+    user.push(REPOSITORY, "v1", image)
+    wait_until(lambda: len(receiver.events) == 2, "the push and the deployment")
+    receiver.body = b""
+    user.push(REPOSITORY, "v1", make_image(b"two"))
+    assert receiver.events[1]["type"] == "registry-proxy.deployment"
+    assert receiver.events[1]["data"]["environment"] == "production"
+    with httpx.Client(base_url=proxy.admin_url, auth=("ann", "password of a user")) as client:
+        (receipt,) = client.get("/admin/v1/deployments").raise_for_status().json()["items"]
+    expected = {"digest": image.digest, "tag": "v1", "runs": True, "tag_moved": True, "subject": "subscription:ci"}
+    assert expected.items() <= receipt.items()
 
 
 def test_each_format_arrives_with_the_name_of_the_registry(proxy: Proxy, receiver: Receiver) -> None:

@@ -28,17 +28,21 @@ from registry_proxy.audit.signing import AuditVerifier, SignedDocuments
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.cache.layout import prepare_cache
+from registry_proxy.directory.deployments import Deployments
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
+from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.record import DeliveryRecord
+from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.history.open import History
+from registry_proxy.operations.labels import read_labels
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
-from registry_proxy.ports.journal import Pause, PauseRefusedError
+from registry_proxy.ports.journal import IntentKey, IntentKind, Pause, PauseRefusedError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
@@ -47,6 +51,7 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
+from registry_proxy.replication.tag_records import read_record
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
@@ -120,6 +125,8 @@ ADMIN_ROUTES = {
     "GET /deliveries": _ADMINS,
     "GET /deliveries/{id}": _ADMINS,
     "POST /deliveries/{id}/replay": _ADMINS,
+    "GET /deployments": _USERS,
+    "POST /deployments": _USERS,
     "GET /cache": _ADMINS,
     "GET /cache/blobs": _ADMINS,
     "POST /cache/verify": _ADMINS,
@@ -317,6 +324,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 observer=observer,
                 tag_rules={"main": TagRules(10)},
             )
+            outbox = StoreOutbox(CurrentSubscriptions(store, changes), router.local_name)
             services = AdminServices(
                 directory=directory,
                 signer=signer,
@@ -364,6 +372,14 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     lambda: None,
                 ),
                 deliveries=DeliveryRecord(store),
+                deployments=Deployments(
+                    store=store,
+                    changes=changes,
+                    outbox=outbox,
+                    route=router.route,
+                    read_labels=partial(read_labels, pull),
+                ),
+                find_tag=lambda routed, tag: read_record(store, IntentKey(routed, IntentKind.TAG, tag)),
             )
             app = make_admin_app(services)
             yield Node(

@@ -1,0 +1,147 @@
+"""Deployments of the admin API: who may report, who sees what, and what a tag is meanwhile."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_aiohttp import AiohttpClient
+
+from registry_proxy.access.grant import GrantInput
+from registry_proxy.access.secrets import SecretKind
+from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.store import Change, Table
+from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.scope import Action
+from registry_proxy.replication.tag_records import tag_record_key
+from tests.support.admin_bench import Contract, Node, admin_node, contract_of
+
+REPOSITORY = "team/app"
+
+
+@dataclass
+class Bench:
+    """A running admin listener, with an image in a repository."""
+
+    node: Node
+    http: Any
+    contract: Contract
+    digest: Digest
+
+    async def grant(self, subject: str, *actions: str, repository: str = "team/**", tags: str = "*") -> None:
+        """Give a right."""
+        given = GrantInput(subject=subject, repository=repository, actions=actions, tags=tags)
+        await self.node.directory.grants.add(given)
+
+    async def call(self, method: str, query: str, caller: str, body: Any = None, secret: str | None = None) -> Any:
+        """Send a request; return status and document, as the OpenAPI document has them."""
+        token = self.node.signer.issue(caller, 0, (), time.time(), secret_id=secret).token
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        path = "/admin/v1/deployments"
+        async with self.http.request(method, path + query, headers=headers, json=body) as response:
+            document = await response.json(content_type=None)
+            self.contract.check(method, path, response.status, response.content_type, document)
+            return response.status, document
+
+    async def report(self, caller: str = "user:admin", secret: str | None = None, **fields: Any) -> Any:
+        """Report a deployment."""
+        body = {"environment": "production", "repository": REPOSITORY, "digest": str(self.digest), **fields}
+        return await self.call("POST", "", caller, body, secret)
+
+    async def listed(self, caller: str = "user:admin", query: str = "", secret: str | None = None) -> Any:
+        """Return the list as a caller sees it."""
+        status, document = await self.call("GET", query, caller, secret=secret)
+        assert status == 200
+        return document["items"]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Bench]:
+    """Start an admin listener with the robot ci, and the users admin and bob."""
+    async with admin_node(tmp_path) as node:
+        http = await aiohttp_client(node.app)
+        await node.directory.robots.put("ci", None, ())
+        body = b'{"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": "sha256:%s", "size": 9}, "layers": []}'
+        digest = node.reader.add_manifest(REPOSITORY, body % (b"0" * 64))
+        yield Bench(node, http, await contract_of(node, http), digest)
+
+
+async def test_a_report_is_answered_and_listed(bench: Bench) -> None:
+    """What was reported comes back with its id; without a tag nothing is said about one."""
+    status, made = await bench.report(at="2023-01-31T08:00:00Z", outcome="succeeded")
+    assert status == 201
+    assert {name: made[name] for name in ("environment", "repository", "digest", "outcome", "runs", "at")} == {
+        "environment": "production",
+        "repository": REPOSITORY,
+        "digest": str(bench.digest),
+        "outcome": "succeeded",
+        "runs": True,
+        "at": "2023-01-31T08:00:00Z",
+    }
+    assert (made["subject"], made["tag_moved"]) == ("user:admin", None)
+    assert await bench.listed() == [made]
+    assert await bench.listed(query="?environment=staging") == []
+    assert await bench.listed(query="?repository=team/other") == []
+    assert (await bench.call("GET", "?history=perhaps", "user:admin"))[0] == 400
+    assert (await bench.report(digest=str(digest_of(b"absent"))))[0] == 404
+    assert (await bench.report(environment="no name!"))[0] == 400
+    bench.node.reader.is_down = True
+    assert (await bench.report(digest=str(digest_of(b"absent"))))[0] == 503
+
+
+async def test_a_later_failure_is_listed_beside_what_runs(bench: Bench) -> None:
+    """Both show without a word; all receipts with ``history``."""
+    body = b'{"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": "sha256:%s", "size": 8}, "layers": []}'
+    other = bench.node.reader.add_manifest(REPOSITORY, body % (b"1" * 64))
+    await bench.report(digest=str(other), at=1e9)
+    await bench.report(at=2e9 - 1e9 + 1)
+    await bench.report(digest=str(other), at=1e9 + 2, outcome="failed")
+    shown = await bench.listed()
+    assert [(each["digest"], each["outcome"], each["runs"]) for each in shown] == [
+        (str(other), "failed", False),
+        (str(bench.digest), "succeeded", True),
+    ]
+    assert len(await bench.listed(query="?history=true")) == 3
+    assert len(await bench.listed(query="?history=true&repository=team/app&environment=production")) == 3
+
+
+async def test_a_tag_that_points_elsewhere_shows(bench: Bench) -> None:
+    """It costs no question to a registry: the record of the tag tells."""
+    key = tag_record_key(RoutedRepository("main", Repository(REPOSITORY)), Tag("1.2"))
+    await bench.node.store.commit([Change(Table.TAGS, key, {"digest": str(bench.digest)})])
+    assert (await bench.report(tag="1.2"))[1]["tag_moved"] is False
+    await bench.node.store.commit([Change(Table.TAGS, key, {"digest": str(digest_of(b"newer"))})])
+    assert [each["tag_moved"] for each in await bench.listed()] == [True]
+
+
+async def test_robots_that_may_pull_report_and_users_need_push(bench: Bench) -> None:
+    """Without a right it is 403, whether the image is there or not; everyone's right to pull is not enough."""
+    absent = str(digest_of(b"absent"))
+    for caller in ("user:bob", "robot:ci"):
+        assert (await bench.report(caller))[0] == 403
+        assert (await bench.report(caller, digest=absent))[0] == 403
+    await bench.grant("anonymous", "pull")
+    assert (await bench.report("robot:ci"))[0] == 403
+    await bench.grant("robot:ci", "pull")
+    await bench.grant("user:bob", "pull")
+    assert (await bench.report("robot:ci"))[0] == 201
+    assert (await bench.report("user:bob"))[0] == 403
+    await bench.grant("user:bob", "create")
+    assert (await bench.report("user:bob"))[0] == 201
+
+
+async def test_what_a_caller_may_not_pull_shows_nowhere(bench: Bench) -> None:
+    """Neither the repository nor a tag that is hidden; a secret that was made for less lets see and report less."""
+    await bench.report(tag="secret-feature")
+    assert await bench.listed("user:bob") == []
+    await bench.grant("user:bob", "pull", "push", tags="v*")
+    (seen,) = await bench.listed("user:bob")
+    assert (seen["digest"], seen["tag"], seen["tag_moved"]) == (str(bench.digest), "", None)
+    assert (await bench.report("user:bob", tag="secret-feature"))[0] == 403
+    narrow = SecretInput(actions=(Action.PULL,))
+    secret, _ = await bench.node.directory.secrets.add("user:bob", SecretKind.PERSONAL, narrow)
+    assert len(await bench.listed("user:bob", secret=secret.id)) == 1
+    assert (await bench.report("user:bob", secret=secret.id))[0] == 403
