@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class FanOut:
         """
         records = await self._list()
         stored = [_Stored(OutboxEntry.of(record.value), record) for record in records]
-        ready = self._ready(stored)[:_AT_ONCE]
+        ready = self._ready(stored, await self._under_way(stored))[:_AT_ONCE]
         if not ready:
             return set(), bool(stored)
         try:
@@ -101,16 +101,32 @@ class FanOut:
             self._backlog.add(lane, queue.queued_count, 0)
         return set(lanes)
 
-    def _ready(self, stored: Sequence[_Stored]) -> list[_Stored]:
+    async def _under_way(self, stored: Sequence[_Stored]) -> set[str]:
+        """Return the keys of the entries whose writes were not concluded.
+
+        Many of them are not compared with their intents: they wait for their own end.
+        """
+        now = self._clock()
+        writing = [one for one in stored if one.entry.writing_until > now]
+        asked = [one for one in writing if one.entry.intent][:_AT_ONCE]
+        intents = await self._store.get_all([(Table.INTENTS, one.entry.intent) for one in asked]) if asked else []
+        over = {
+            one.record.key
+            for one, intent in zip(asked, intents, strict=True)
+            if intent is None or intent.value["writing_until"] <= now
+        }
+        return {one.record.key for one in writing} - over
+
+    @staticmethod
+    def _ready(stored: Sequence[_Stored], under_way: Collection[str]) -> list[_Stored]:
         """Return the entries that may go, in the order of the commits that made them so.
 
         The node of a write that is not concluded may have died. Its entry goes when its time is over, or before that
         of a later write to the same tag: that one follows on what it had recorded.
         """
-        now, ready, overtaken = self._clock(), [], set[tuple[str, str]]()
+        ready, overtaken = [], set[tuple[str, str]]()
         for one in sorted(stored, key=lambda each: each.record.revision, reverse=True):
-            is_writing = one.entry.writing_until > now
-            if not is_writing or one.subject in overtaken:
+            if one.record.key not in under_way or one.subject in overtaken:
                 ready.append(one)
                 overtaken.add(one.subject)
         return ready[::-1]

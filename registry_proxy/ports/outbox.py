@@ -124,12 +124,15 @@ class OutboxEntry:
         event: the event.
         writing_until: of a write under way, in seconds since the epoch: before, it is delivered only once the write was
             concluded; 0 for one that is.
+        intent: the key in INTENTS of what the write makes so; "" where there is none. Where nobody is writing that any
+            more, another write has concluded it, as when a client repeats a push whose node died.
         subscription: the only subscription that receives it; "" for all that want it.
         is_replay: whether it was delivered, or given up, before.
     """
 
     event: RegistryEvent
     writing_until: float = 0.0
+    intent: str = ""
     subscription: str = ""
     is_replay: bool = False
 

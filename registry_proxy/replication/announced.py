@@ -1,14 +1,15 @@
 """Events of a write: what they say of the state before it, and from when on they may be delivered."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from registry_proxy.ports.journal import IntentKey
 from registry_proxy.ports.outbox import EventType, OutboxEntry
 from registry_proxy.ports.store import Change, Record, Table
 
 
 def announced(
-    changes: Sequence[Change], records: Sequence[Record | None], writing_until: float
+    changes: Sequence[Change], records: Sequence[Record | None], intents: Iterable[IntentKey], writing_until: float
 ) -> tuple[Sequence[Change], list[Record | None]]:
     """Return the changes of a write with its events as they are while it is under way, and the records they replace.
 
@@ -17,6 +18,7 @@ def announced(
     Args:
         changes: of records, and new entries of the outbox.
         records: what each replaces.
+        intents: the keys that the write makes so.
         writing_until: when the write is over in any case, in seconds since the epoch.
     """
     before = {(change.table, change.key): record for change, record in zip(changes, records, strict=True)}
@@ -30,7 +32,8 @@ def announced(
         if replaced is not None and event.type is EventType.PUSH:
             event = replace(event, previous=replaced.value["digest"])
         if replaced is None or event.previous not in {"", event.digest}:
-            entry = replace(entry, event=event, writing_until=writing_until)
+            intent = next((str(key) for key in intents if key.name == (event.tag or event.digest)), "")
+            entry = replace(entry, event=event, writing_until=writing_until, intent=intent)
             kept.append((replace(change, value=entry.stored()), record))
     return [change for change, _ in kept], [record for _, record in kept]
 

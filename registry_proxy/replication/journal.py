@@ -153,7 +153,7 @@ class Journal:
             behind, until = before.replicas_behind(now), now + WRITING_SECONDS
             intents[key] = Intent(digest, media_type, tuple(replicas), behind, until, before.refused)
         records = [None if one.table in _NEW else await self._store.get(one.table, one.key) for one in changes]
-        changes, records = announced(changes, records, now + WRITING_SECONDS)
+        changes, records = announced(changes, records, list(intents), now + WRITING_SECONDS)
         changes = [await self._moved(one, record) for one, record in zip(changes, records, strict=True)]
         changes, records = numbered(changes, records, now)
         previous += [(one.table, one.key, record) for one, record in zip(changes, records, strict=True)]

@@ -1,4 +1,4 @@
-"""Two registries, two nodes, a Redis and an nginx, as real processes, and what can be done to them.
+"""Two registries, two nodes, a Redis, an nginx and a receiver of events, as real processes, and what befalls them.
 
 The caches of the nodes can lie on disks that freeze: served by a program, which is stopped. That needs root and FUSE;
 elsewhere no disk freezes, and the report of a run says so.
@@ -6,10 +6,11 @@ elsewhere no disk freezes, and the report of a run says so.
 
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import redis
 from typer.testing import CliRunner
 
 from registry_proxy.cli.main import app
+from tests.chaos.events import Arrival, Emptied, read_arrivals
 from tests.chaos.objects import break_off, garble, recent_object
 from tests.chaos.plan import HARMS_OF_ALL, Fault, Harm
 from tests.conftest import require_program
@@ -28,7 +30,7 @@ from tests.nginx.shipped import nginx_server
 from tests.support.copied import Copies
 from tests.support.disks import StallingDisk, mounted_by_program
 from tests.support.product import ADMIN_PASSWORD, Proxy, merge, proxy_server
-from tests.support.servers import Server, docker_registry, nginx_in_turns, redis_server, running
+from tests.support.servers import Server, docker_registry, free_port, nginx_in_turns, redis_server, running
 
 
 class Front(StrEnum):
@@ -57,6 +59,9 @@ class Cluster:
     nodes: dict[str, Proxy]
     redis: Server
     url: str
+    receiver: Server | None = None
+    """Gets all events; ``log`` beside its file of arrivals."""
+    emptied: list[Emptied] = field(default_factory=list)
     harmed: set[str] = field(default_factory=set)
     copies: dict[str, Path] = field(default_factory=dict)
     """By replica: its storage as it was before the last fault to its data."""
@@ -69,7 +74,12 @@ class Cluster:
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of what can fail."""
-        return (*self.replicas, *self.nodes, "redis")
+        return (*self.replicas, *self.nodes, "redis", *(() if self.receiver is None else ("receiver",)))
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """What the receiver has accepted until now."""
+        return [] if self.receiver is None else read_arrivals(_file_of(self.receiver))
 
     @property
     def further_harms(self) -> frozenset[Harm]:
@@ -81,6 +91,8 @@ class Cluster:
         return possible if self.front is Front.SHIPPED else possible - {Harm.HANG}
 
     def _server(self, target: str) -> Server:
+        if target == "receiver" and self.receiver is not None:
+            return self.receiver
         return self.replicas.get(target) or self.nodes.get(target) or self.redis
 
     def do_harm(self, fault: Fault) -> None:
@@ -93,6 +105,7 @@ class Cluster:
         elif fault.harm is Harm.FREEZE:
             self._ending(fault).enter_context(self.disks[fault.target].stalled())
         elif fault.harm is Harm.EMPTY:
+            self.emptied.append(Emptied(time.time(), float("inf")))
             with redis.Redis(port=self.redis.port) as client:
                 client.flushall()
             # A copy from before may hold what was deleted, and nobody knows that any more (docs/availability.md).
@@ -165,6 +178,9 @@ class Cluster:
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
         node.add_user(USER, PASSWORD, pull_push_delete=["team/**"])
+        if self.receiver is not None:
+            _subscribe(node, self.receiver)
+        self.emptied[-1] = replace(self.emptied[-1], ended=time.time())
 
     def tend(self) -> None:
         """Start again what ended by itself, as a service manager does: a node cannot start without Redis."""
@@ -183,6 +199,8 @@ class Cluster:
                 client.ping()
         except (redis.RedisError, OSError) as error:
             found.append(f"redis: {error!r}")
+        if self.receiver is not None and not _answers(self.receiver):
+            found.append("receiver: no answer")
         states = {"up"} if mind_pending else {"up", "behind"}
         for name, node in self.nodes.items():
             try:
@@ -236,6 +254,30 @@ class Cluster:
         return "\n".join(lines[-20:])
 
 
+def _answers(receiver: Server) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(receiver.url, timeout=2).status_code == 200
+    return False
+
+
+def _file_of(receiver: Server) -> Path:
+    return receiver.log.with_name("events")
+
+
+def _receiver(root: Path) -> Server:
+    root.mkdir()
+    port, log = free_port(), root / "log"
+    command = [sys.executable, "-m", "tests.chaos.receiver", str(port), str(log.with_name("events"))]
+    return Server(command, port, log)
+
+
+def _subscribe(node: Proxy, receiver: Server) -> None:
+    types = ["push", "manifest", "delete", "replica_down", "replica_repaired"]
+    with node.admin() as admin:
+        body = {"url": receiver.url, "events": types}
+        admin.put("/subscriptions/chaos", json=body).raise_for_status()
+
+
 def _data_of(server: Server) -> Path:
     return server.log.parent / "data"
 
@@ -255,10 +297,12 @@ def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = Fals
     with ExitStack() as stack:
         replicas = {name: docker_registry(root / name) for name in ("replica-1", "replica-2")}
         store = redis_server(root / "redis")
-        for server in (*replicas.values(), store):
+        receiver = _receiver(root / "receiver")
+        for server in (*replicas.values(), store, receiver):
             stack.enter_context(running(server))
         extra = {
             "store": f"redis://127.0.0.1:{store.port}/0",
+            "events": {"allowed_hosts": ["127.0.0.1"]},
             "workers": 2 if front is Front.SHIPPED else 1,
             "cache": {"max_size": "64MiB"},
             "upstreams": {"main": {"replicas": [{"name": name, "url": one.url} for name, one in replicas.items()]}},
@@ -273,6 +317,7 @@ def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = Fals
         for node in nodes.values():
             stack.enter_context(running(node))
         nodes["node-1"].add_user(USER, PASSWORD, pull_push_delete=["team/**"])
+        _subscribe(nodes["node-1"], receiver)
         ports = [node.port for node in nodes.values()]
         if front is Front.SHIPPED:
             nginx = nginx_server(root / "nginx", None, *ports)
@@ -280,7 +325,7 @@ def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = Fals
             # A manifest is kept by nginx until it has all of it, and so can be sent again.
             nginx = nginx_in_turns(root / "nginx", ports, "location ~ /manifests/ { proxy_pass http://nodes; }")
         stack.enter_context(running(nginx))
-        servers = Cluster(replicas, nodes, store, nginx.url, front=front, disks=disks)
+        servers = Cluster(replicas, nodes, store, nginx.url, receiver, front=front, disks=disks)
         try:
             yield servers
         finally:

@@ -63,6 +63,7 @@ HARMS_OF_SOME = {
     "replica": (Harm.OLDER, Harm.WIPE, Harm.SWAP, Harm.GARBLE, Harm.BREAK),
     "node": (Harm.FREEZE, Harm.HANG),
     "redis": (Harm.EMPTY,),
+    "receiver": (),
 }
 """By the kind of a target; only where all others are well, for its data or its answers may be had nowhere else."""
 

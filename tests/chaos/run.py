@@ -14,6 +14,7 @@ import httpx
 
 from tests.chaos.cluster import PASSWORD, USER, Cluster
 from tests.chaos.docker import BrokenError, Docker, RefusedError
+from tests.chaos.events import event_faults, lost_events
 from tests.chaos.history import History, Kind, Operation, Outcome, Window
 from tests.chaos.plan import HARMS_OF_ALL, HARMS_TO_COMPARE, REPOSITORIES, Fault, Harm, Step, Verb, faults, steps
 from tests.support.product import OCI_MANIFEST, digest_of
@@ -47,6 +48,9 @@ _COMING_BACK_SECONDS = 5.0
 
 _REPAIRING_SECONDS, _COMPARING_SECONDS = 60.0, 180.0
 """How long nothing may be repaired before all is well; a comparison asks for each content, and repairs nothing."""
+
+_EVENTS_SECONDS = 90.0
+"""Within what all events have arrived: that of a push whose node died is delivered after a minute."""
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _GATEWAY_ERRORS = frozenset({502, 504})
@@ -90,6 +94,8 @@ class Run:
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _began: float = field(default_factory=time.monotonic)
+    _epoch: float = field(default_factory=time.time)
+    _waited_seconds: float = 0.0
 
     def now(self) -> float:
         """Return the seconds since the run began."""
@@ -369,6 +375,16 @@ class Run:
                     return [f"verify finds after {timeout_seconds:g} s: {comparison}"]
                 time.sleep(1)
 
+    def event_faults(self) -> list[str]:
+        """Return which events the receiver did not get, or not as promised, once nothing is left to come."""
+        operations, emptied = self.history.operations, self.cluster.emptied
+        began = time.monotonic()
+        deadline = began + _EVENTS_SECONDS
+        while any(lost_events(self.cluster.arrivals, operations, self._epoch, emptied)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self._waited_seconds = time.monotonic() - began
+        return list(event_faults(self.cluster.arrivals, operations, self._epoch, emptied))
+
     def _failed_pushes(self) -> list[Operation]:
         return [one for one in self.history.operations if one.kind is Kind.PUSH and one.outcome is not Outcome.DONE]
 
@@ -385,6 +401,7 @@ class Run:
         """Return what a person needs to follow the run: seed, table, faults, and each violation with its story."""
         violations, failed = self.history.violations(), self._failed_pushes()
         pushes, unexcused = self.pushes_and_unexcused()
+        arrivals = self.cluster.arrivals
         parts = [
             f"seed {self.seed}, {self.seconds:g} s, {self.clients} clients, {len(self.history.windows)} faults, "
             + ("each after the last has healed" if self.heals else "one over the other"),
@@ -393,6 +410,8 @@ class Run:
             self.history.summary(),
             f"pushes: {pushes}, failed {len(failed)}, of these while Redis and the quorum were there {unexcused}",
             *(f"  {one}" for one in failed),
+            f"events: {len({one.id for one in arrivals})}, delivered {len(arrivals)} times",
+            f"waited for the last one for {self._waited_seconds:.1f} s",
             f"violations: {len(violations)}",
             *(self.history.timeline(one) for one in violations[:10]),
             *(f"*** {failure}" for failure in self.failures),

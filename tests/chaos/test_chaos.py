@@ -43,6 +43,7 @@ def judge(root: Path, front: Front, copies: Copies, *, seconds: float, heals: bo
         run.list_referrers()
         if run.repairs:
             run.failures += [*run.differences(), *run.fallback_differences(), *run.verify()]
+        run.failures += run.event_faults()
         report = run.report()
         print(report)
         if out := os.environ.get("CHAOS_OUT"):

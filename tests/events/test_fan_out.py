@@ -80,6 +80,19 @@ async def test_a_write_under_way_holds_back_its_event_alone(bench: Bench) -> Non
     assert [record.value["event"]["id"] for record in await bench.queued()] == ["event-2", "event-1"]
 
 
+async def test_a_write_that_another_has_concluded_is_over(bench: Bench) -> None:
+    """A client repeats a push whose node died: its event goes with the end of the second push, without the wait."""
+    await bench.subscribe()
+    await bench.put(pushed(1), writing_until=2_000_000_060.0, intent="main/team/app|tag|v1")
+    intent = Change(Table.INTENTS, "main/team/app|tag|v1", {"writing_until": 2_000_000_060.0})
+    await bench.store.commit([intent])
+    await fan_out(bench).run_once()
+    assert await bench.queued() == []
+    await bench.store.commit([replace(intent, value={"writing_until": 0})])
+    await fan_out(bench).run_once()
+    assert [record.value["event"]["id"] for record in await bench.queued()] == ["event-1"]
+
+
 async def test_a_later_move_of_a_tag_takes_along_the_one_before(bench: Bench) -> None:
     """Where the node of the earlier write died, its event goes first, without the wait."""
     await bench.subscribe()

@@ -7,7 +7,7 @@ import pytest
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.ports.errors import UpstreamUnavailableError
 from registry_proxy.ports.outbox import Actor, EventType, OutboxEntry, RegistryEvent
-from registry_proxy.ports.store import Change, Table
+from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.protocol.reference import Tag, digest_of
 from tests.support.fakes.images import Parts, image
 from tests.support.fakes.replicas import ROUTED, Bench
@@ -97,6 +97,12 @@ async def test_a_push_under_way_is_not_announced_yet(subscribed: Bench, monkeypa
         await subscribed.under_test.put(LATEST, parts.manifest, parts.media_type, actor=ANN)
     (entry,) = await entries(subscribed)
     assert entry.writing_until > 0
+    store = subscribed.under_test.store
+    assert await store.get(Table.INTENTS, entry.intent) is not None
+    monkeypatch.undo()
+    await subscribed.under_test.put(LATEST, parts.manifest, parts.media_type, actor=ANN)
+    assert await entries(subscribed) == [entry]
+    assert await store.get(Table.INTENTS, entry.intent) is None  # by which it is known that the write is over
 
 
 async def test_a_delete_announces_the_tag_or_the_digest(subscribed: Bench) -> None:
@@ -121,3 +127,19 @@ async def test_without_a_subscription_nothing_is_stored(setting: Bench) -> None:
     """Without a subscription no event is stored."""
     await push(setting, image(b"one"))
     assert await entries(setting) == []
+
+
+async def test_a_new_entry_is_not_looked_for(subscribed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can have stored its id before: a push with an event asks the store no more than one without."""
+    store, tables = subscribed.under_test.store, []
+    get = store.get
+
+    async def noted(table: Table, key: str) -> Record | None:
+        tables.append(table)
+        return await get(table, key)
+
+    monkeypatch.setattr(store, "get", noted)
+    await push(subscribed, image(b"one"))
+    assert len(await entries(subscribed)) == 1
+    assert Table.TAGS in tables
+    assert Table.OUTBOX not in tables
