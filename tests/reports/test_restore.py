@@ -1,4 +1,4 @@
-"""A restore from the documented backup ends in a state that the tools call right.
+"""After a restore from the documented backup the tools report a good state.
 
 Reports: "after the restore `replica verify` failed for ever, because of images that we had deleted since the backup",
 "after the restore on a new machine `audit verify` is red for ever, and nobody looks at it any more".
@@ -22,7 +22,7 @@ def offline(*arguments: str) -> None:
 
 
 def test_what_was_deleted_since_a_backup_can_be_forgotten(registries: list[Server], start_proxy: StartProxy) -> None:
-    """`verify` says what it may be and how to forget it, and is content then; all other images are untouched."""
+    """`verify` names the possible cause and the command, and succeeds after it; all other images are untouched."""
     proxy = start_proxy(registries)
     ann, images = proxy.add_user("ann", pull_push=["**"], delete=["**"]), [make_image(b"kept"), make_image(b"gone")]
     for tag, image in zip(("kept", "gone"), images, strict=True):
@@ -51,7 +51,7 @@ def test_what_was_deleted_since_a_backup_can_be_forgotten(registries: list[Serve
 
 
 def test_a_log_that_was_lost_with_its_key_is_accepted_once(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """The break is named until an administrator accepts it with a reason; then it is told, and new faults count."""
+    """The break is reported until an administrator accepts it with a reason; then it is listed apart."""
     proxy = start_proxy([Server([], free_port(), tmp_path / "log")])
     proxy.add_user("ann")
     proxy.stop()
@@ -60,7 +60,7 @@ def test_a_log_that_was_lost_with_its_key_is_accepted_once(start_proxy: StartPro
     shutil.rmtree(proxy.audit)
     shutil.rmtree(proxy.cache)
     for lost in (proxy.root / "token-key.pem", *proxy.root.glob("store.db*")):
-        if lost.is_dir():  # of leases
+        if lost.is_dir():  # the keys of leases
             shutil.rmtree(lost)
         else:
             lost.unlink()

@@ -1,4 +1,4 @@
-"""Of several errors in one answer of a registry, the client is told the one that says what is wrong.
+"""Of several errors in one answer of a registry, the client gets the one that names the cause.
 
 Reports: pushes of Windows images to distribution 2.8, whose foreign layers fail as "unknown error" for docker.
 """
@@ -17,7 +17,7 @@ FOREIGN = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
 
 
 def body_of(*errors: tuple[str, object]) -> bytes:
-    """Return the body of an answer with these codes and details."""
+    """Return the body of an answer with the given codes and details."""
     return json.dumps(
         {"errors": [{"code": code, "message": "x", "detail": detail} for code, detail in errors]}
     ).encode()
@@ -37,7 +37,7 @@ def body_of(*errors: tuple[str, object]) -> bytes:
     ],
 )
 def test_the_most_telling_error_is_kept(errors: list[tuple[str, object]], code: ErrorCode, detail: object) -> None:
-    """A code that says something comes before UNKNOWN, then one with a detail; details are never empty."""
+    """A specific code comes before UNKNOWN, then one with a detail; details are never empty."""
     error = refusal("a", 400, body_of(*errors), ErrorCode.MANIFEST_INVALID)
     assert (error.code, error.detail) == (code, detail)
 

@@ -1,4 +1,4 @@
-"""The examples are safe as they are: somebody copies them, and changes addresses alone.
+"""The shipped examples are safe unchanged: people copy them, and change only addresses.
 
 Reports: "config/ha.yaml opened the admin API, with passwords over plain HTTP, to the whole network".
 """

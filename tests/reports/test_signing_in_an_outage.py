@@ -2,7 +2,7 @@
 
 Reports: `cosign sign`, `cosign attest`, `oras attach`, `regctl artifact put --subject`, `notation sign` that end with
 503, because they first ask for a tag, or a blob, that normally does not exist and that the registry which is down might
-hold. The requests here are those which the clients send.
+hold. The requests here are those of the clients.
 """
 
 import json
@@ -24,7 +24,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def fallback_tag(digest: str) -> str:
-    """Return the tag that lists what refers to a digest."""
+    """Return the tag that lists the referrers of a digest."""
     return digest.replace(":", "-")
 
 
@@ -34,12 +34,12 @@ def descriptor_of(content: bytes, media_type: str = OCI_MANIFEST) -> dict[str, A
 
 
 def signature_of(subject: Image, about: str) -> Image:
-    """Return what cosign pushes: an image whose one layer says something of another."""
+    """Return an image as cosign pushes it, whose one layer describes another image."""
     return make_image(json.dumps({"about": about, "digest": subject.digest}).encode())
 
 
 def artifact_for(subject: Image, about: str) -> Image:
-    """Return what oras and regctl push: a manifest with a subject."""
+    """Return a manifest with a subject, as oras and regctl push it."""
     empty, layer = b"{}", about.encode()
     document = {
         "schemaVersion": 2,
@@ -59,7 +59,7 @@ class Pipeline:
     user: User
 
     def upload(self, image: Image) -> None:
-        """HEAD each blob, and push those that are not there."""
+        """HEAD each blob, and push the absent ones."""
         with self.user.client(REPOSITORY, "pull,push") as client:
             missing = [blob for digest, blob in image.blobs.items() if client.head(f"/blobs/{digest}").is_error]
         assert [self.user.push_blob(REPOSITORY, blob).status_code for blob in missing] == [201] * len(missing)
@@ -69,7 +69,7 @@ class Pipeline:
         assert self.user.push_manifest(REPOSITORY, reference, image).status_code == 201
 
     def cosign(self, subject: Image, end: str) -> None:
-        """Sign (`.sig`), attest (`.att`) or attach an SBOM (`.sbom`): what is there already is read first."""
+        """Sign (`.sig`), attest (`.att`) or attach an SBOM (`.sbom`): the existing one is read first."""
         assert self.user.head(REPOSITORY, f"manifests/{subject.digest}").status_code == 200
         assert self.user.get(REPOSITORY, f"manifests/{fallback_tag(subject.digest)}{end}").status_code == 404
         signature = signature_of(subject, end)
@@ -78,7 +78,7 @@ class Pipeline:
         assert self.user.pull(REPOSITORY, f"{fallback_tag(subject.digest)}{end}") == signature  # cosign verify
 
     def referrers(self, subject: Image) -> list[dict[str, Any]]:
-        """Ask for the referrers, and by the tag that stands in for them: `oras discover`, `regctl artifact list`."""
+        """Ask for the referrers, and for the fallback tag: `oras discover`, `regctl artifact list`."""
         listed = self.user.get(REPOSITORY, f"referrers/{subject.digest}", Accept=OCI_INDEX)
         assert listed.status_code == 200, listed.text
         assert listed.headers["Content-Type"] == OCI_INDEX
@@ -90,7 +90,7 @@ class Pipeline:
         return tagged
 
     def attach(self, subject: Image, about: str) -> None:
-        """`oras attach`, `regctl artifact put --subject`: push the artifact; what it refers to is answered."""
+        """`oras attach`, `regctl artifact put --subject`: push the artifact; the answer names its subject."""
         artifact, before = artifact_for(subject, about), self.referrers(subject)
         self.upload(artifact)
         answer = self.user.push_manifest(REPOSITORY, artifact.digest, artifact)
@@ -98,7 +98,7 @@ class Pipeline:
         assert len(self.referrers(subject)) == len(before) + 1
 
     def attach_by_tag(self, subject: Image, about: str) -> None:
-        """Do as an older client, which reads, extends and pushes the index itself."""
+        """Attach as an older client, which reads, extends and pushes the index itself."""
         artifact, before = artifact_for(subject, about), self.referrers(subject)
         self.upload(artifact)
         self.put(artifact.digest, artifact)
@@ -126,7 +126,7 @@ class Pipeline:
 
 
 def is_compared(proxy: Proxy) -> bool:
-    """Tell whether a GET of a fallback tag that does not exist can be answered with either registry down."""
+    """Tell whether a GET of an absent fallback tag can be answered with either registry down."""
     return "the fallback tags of its replicas were compared" in proxy.log_text()
 
 
@@ -138,7 +138,7 @@ def start(start_proxy: StartProxy, registries: Sequence[Server], name: str = "pr
 
 
 def is_down(proxy: Proxy, server: Server) -> bool:
-    """Tell whether the proxy takes a registry for down."""
+    """Tell whether the proxy marks a registry as down."""
     return proxy.metric("registry_proxy_replica_state", state="down", replica=f"127.0.0.1:{server.port}") == 1
 
 
@@ -162,7 +162,7 @@ def is_equal(proxy: Proxy, server: Server) -> bool:
 
 
 def absent(user: User, tag: str) -> int:
-    """Return the status of a GET of a tag by somebody who may only read."""
+    """Return the status of a GET of a tag by a user who may only read."""
     return user.get(REPOSITORY, f"manifests/{tag}").status_code
 
 
@@ -171,7 +171,7 @@ NEVER = fallback_tag(digest_of(b"never pushed"))
 
 @pytest.mark.timeout(120)
 def test_a_pipeline_goes_on_with_either_registry_down(registries: list[Server], start_proxy: StartProxy) -> None:
-    """The one, then the other; afterwards both hold all of it. Other tags stay 503: what is not known is not said."""
+    """After an outage of each in turn both hold everything. Other tags are 503: their absence is uncertain."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ci", pull_push=["team/**"])
     reader = proxy.add_user("reader", pull=["team/**"])
@@ -195,7 +195,7 @@ def test_a_pipeline_goes_on_with_either_registry_down(registries: list[Server], 
 def test_what_only_the_dead_registry_holds_is_not_said_to_be_absent(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
-    """A signature that was acknowledged while the other was away: 503 at every node, also after a restart."""
+    """A signature acknowledged while the other was away is 503 at every node, also after a restart."""
     extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
     one, two = (start(start_proxy, registries, name, **extra) for name in ("one", "two"))
     first, second = registries
@@ -223,7 +223,7 @@ def test_what_only_the_dead_registry_holds_is_not_said_to_be_absent(
 def test_nothing_is_proved_where_others_push_or_the_record_is_not_what_it_was(
     registries: list[Server], start_proxy: StartProxy
 ) -> None:
-    """`pushed_past_us`, a store put back from a copy: 503; a tag that one registry alone has is told."""
+    """With `pushed_past_us`, or a restored store, it is 503; a tag that one registry alone has is reported."""
     _, second = registries
     past = start_proxy(registries, {"upstreams": {"main": {"pushed_past_us": True}}}, name="past")
     proxy = start(start_proxy, registries)

@@ -1,6 +1,6 @@
-"""What one of two unlike replicas refuses for good keeps only that content from it.
+"""A final refusal by one of two unlike replicas keeps only that content from it.
 
-Reports: BuildKit's cache at distribution 3, beside a registry that takes it: a replica that is behind for ever, with a
+Reports: BuildKit's cache at distribution 3, beside a registry that accepts it: a replica is behind for ever, with a
 warning every five seconds.
 """
 
@@ -37,12 +37,12 @@ async def setting(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def refusal(code: ErrorCode = ErrorCode.MANIFEST_INVALID, status: int | None = None) -> RegistryError:
-    """Return what a registry answers."""
+    """Return a registry's refusal."""
     return RegistryError(code, "the registry does not take it", status=status)
 
 
 async def test_a_push_that_one_refuses_leaves_it_current(setting: Bench) -> None:
-    """It is taken at the other one, nothing is pending or pinned, and the replica counts for all but this."""
+    """The other one accepts it, nothing is pending or pinned, and the replica counts for all but this."""
     setting.b.errors["put_manifest"] = refusal(ErrorCode.MANIFEST_BLOB_UNKNOWN)
     cache = await push(setting, build_cache(b"one"), "latest")
     setting.b.errors.clear()
@@ -54,7 +54,7 @@ async def test_a_push_that_one_refuses_leaves_it_current(setting: Bench) -> None
     setting.b.requests.clear()
     workshop = Workshop(setting)
     assert await workshop.repair()
-    assert setting.b.requests == []  # nothing is tried again and again
+    assert setting.b.requests == []  # there are no endless retries
     comparison = await compare(setting)
     assert (comparison.error, comparison.differing, comparison.lost) == ("", 0, 0)
     assert [one.refused for one in await Exceptions(setting.under_test.store).list("main")] == [
@@ -65,7 +65,7 @@ async def test_a_push_that_one_refuses_leaves_it_current(setting: Bench) -> None
 async def test_a_replica_that_was_away_is_current_but_for_what_it_refuses(
     setting: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Repair tries it once, says why in the log, and the rest arrives."""
+    """The repair tries it once, logs the reason, and the rest arrives."""
     setting.replicas.down.add("b")
     cache, app = build_cache(b"one"), await push(setting, image(b"layer"), "app")
     await push(setting, cache, "latest")
@@ -99,7 +99,7 @@ async def test_a_refusal_that_may_pass_is_not_final(setting: Bench, status: int)
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
 async def test_a_refusal_of_what_is_lacking_is_not_final(setting: Bench, status: int) -> None:
-    """A replica that lacks a blob that others have is sent the blob, however it says so; it refuses nothing then."""
+    """A replica that misses a blob that others have is sent the blob, whatever its error; then it refuses nothing."""
     app = image(b"layer")
     for blob in app.blobs:
         await setting.under_test.upload(blob)
@@ -115,7 +115,7 @@ async def test_a_refusal_of_what_is_lacking_is_not_final(setting: Bench, status:
 
 
 async def test_an_index_over_what_a_replica_refuses_is_refused(setting: Bench) -> None:
-    """Its child never comes there: the index is not pending for ever, in a push as in a repair."""
+    """Its child never arrives there: the index is not pending for ever, after a push and after a repair."""
     child = image(b"layer")
     for blob in child.blobs:
         await setting.under_test.upload(blob)
@@ -130,7 +130,7 @@ async def test_an_index_over_what_a_replica_refuses_is_refused(setting: Bench) -
 
 
 async def test_it_counts_against_the_quorum(setting: Bench) -> None:
-    """Where the quorum can never be reached the pusher hears the refusal, not that trying again will help."""
+    """Where the quorum can never be reached the client gets the refusal, not advice to try again."""
     setting.replicas.write_quorum = 2
     setting.b.errors["put_manifest"] = refusal()
     app = image(b"layer")
@@ -143,7 +143,7 @@ async def test_it_counts_against_the_quorum(setting: Bench) -> None:
 
 
 async def test_a_later_push_and_a_retry_try_it_again(setting: Bench) -> None:
-    """A registry that has learned to take it gets it with the next push, or when a person has it tried."""
+    """A registry that accepts it meanwhile gets it with the next push, or when an operator asks for a retry."""
     setting.b.errors["put_manifest"] = refusal()
     app = await push(setting, image(b"layer"), "latest")
     workshop = Workshop(setting)
@@ -165,7 +165,7 @@ async def test_a_later_push_and_a_retry_try_it_again(setting: Bench) -> None:
 
 
 async def test_during_a_push_a_refused_tag_is_not_believed(setting: Bench) -> None:
-    """The replica has an older state of the tag until it takes a newer one, also while that is under way or fails."""
+    """The replica has an older state of the tag until it accepts a newer one, also while that runs or fails."""
     await push(setting, image(b"old"), "latest")
     setting.b.errors["put_manifest"] = refusal()
     app = await push(setting, image(b"new"), "latest")
@@ -178,7 +178,7 @@ async def test_during_a_push_a_refused_tag_is_not_believed(setting: Bench) -> No
 
 
 async def test_a_deletion_ends_it(setting: Bench) -> None:
-    """The manifest is gone everywhere; a replica that had an older state of its tag is behind until that is gone."""
+    """The manifest is gone everywhere; a replica with an older state of its tag is behind until that is gone."""
     await push(setting, image(b"old"), "latest")
     setting.b.errors["put_manifest"] = refusal()
     app = await push(setting, image(b"new"), "latest")
@@ -210,7 +210,7 @@ async def test_a_blob_is_refused_for_its_size_and_not_for_its_bytes(setting: Ben
 async def test_two_registries_that_differ_in_what_they_take(
     start_registry: StartRegistry, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    """One takes an image and one does not: it is pulled, the other one is up, shown, and not believed."""
+    """An image that only one registry accepts is pulled from it; the other one is up, shown, and not trusted."""
     liberal = start_registry("liberal")
     async with FakeRegistry() as picky:
         strict = Server([], picky.port, tmp_path / "none")

@@ -27,7 +27,7 @@ def spool(cache: DiskCache) -> DiskSpool:
 
 
 def parts(cache_path: Path) -> list[str]:
-    """Return the names of what lies there of unfinished uploads."""
+    """Return the names of the files of unfinished uploads."""
     return sorted(path.name for path in (cache_path / "spool").glob("*/*"))
 
 
@@ -54,7 +54,7 @@ async def test_senders_follow_the_writer(spool: DiskSpool) -> None:
 
 
 async def test_a_committed_upload_is_a_hit(spool: DiskSpool, cache: DiskCache, cache_path: Path) -> None:
-    """The commit is a cache entry at once, and nothing stays behind."""
+    """The commit is a cache entry immediately, and nothing stays behind."""
     body, digest = content(MIB)
     upload = spool.create("one", ANN)
     await upload.write(body)
@@ -71,7 +71,7 @@ async def test_a_committed_upload_is_a_hit(spool: DiskSpool, cache: DiskCache, c
 
 
 async def test_committing_what_is_there_already(spool: DiskSpool, cache: DiskCache, cache_path: Path) -> None:
-    """A second push of the same content is fine and counted once."""
+    """A second push of the same content succeeds and is counted once."""
     body, digest = content(1000)
     for session in ("one", "two"):
         upload = spool.create(session, ANN)
@@ -83,7 +83,7 @@ async def test_committing_what_is_there_already(spool: DiskSpool, cache: DiskCac
 
 
 async def test_requests_of_a_session_on_different_workers(make_cache: MakeCache) -> None:
-    """The bytes and the digest go on wherever the next request comes, and back again."""
+    """The bytes and the hash continue wherever the next request comes, and back again."""
     workers = [DiskSpool(make_cache()), DiskSpool(make_cache())]
     body, digest = content(6 * 50_000)
     upload: SpoolFile | None = workers[0].create("one", ANN)
@@ -124,7 +124,7 @@ async def test_one_writer_at_a_time(make_cache: MakeCache) -> None:
 
 @pytest.mark.parametrize("session", ["../../etc/passwd", "", "a/b", ".", "x" * 200, "a\n"])
 def test_a_session_is_never_a_path(spool: DiskSpool, session: str) -> None:
-    """What is no session id is unknown, whatever signed it."""
+    """An invalid session id is unknown, whatever signed it."""
     for call in (spool.create, spool.reopen):
         with pytest.raises(RegistryError) as raised:
             call(session, ANN)
@@ -133,7 +133,7 @@ def test_a_session_is_never_a_path(spool: DiskSpool, session: str) -> None:
 
 @pytest.mark.parametrize("end", ["close", "discard"])
 async def test_senders_are_woken_when_the_upload_ends(spool: DiskSpool, end: str) -> None:
-    """Nobody waits for a writer that is gone."""
+    """No sender waits for a writer that is gone."""
     upload = spool.create("one", ANN)
     sender = asyncio.ensure_future(upload.wait_beyond(0))  # noqa: TID251 - awaited below
     await asyncio.sleep(0)
@@ -142,7 +142,7 @@ async def test_senders_are_woken_when_the_upload_ends(spool: DiskSpool, end: str
 
 
 async def test_a_cancelled_write_keeps_file_and_hash_in_step(spool: DiskSpool) -> None:
-    """The client leaves in mid-write: what the size says is in the file and in the digest."""
+    """When the client leaves in mid-write, file and hash hold as many bytes as the size says."""
     body, _ = content(4 * MIB)
     upload = spool.create("one", ANN)
     writing = asyncio.ensure_future(upload.write(body))  # noqa: TID251 - to be cancelled here
@@ -159,7 +159,7 @@ async def test_a_cancelled_write_keeps_file_and_hash_in_step(spool: DiskSpool) -
 
 
 async def test_idle_uploads_are_swept(spool: DiskSpool, cache_path: Path) -> None:
-    """After six idle hours an upload goes, unless a request is writing to it."""
+    """After six idle hours an upload is removed, unless a request is writing to it."""
     hours_ago = time.time() - 7 * 3600
     for session in ("idle", "busy", "fresh"):
         upload = spool.create(session, ANN)
@@ -178,7 +178,7 @@ async def test_idle_uploads_are_swept(spool: DiskSpool, cache_path: Path) -> Non
 def test_an_upload_that_ended_is_remembered_as_long_as_its_location_is_valid(
     spool: DiskSpool, cache_path: Path
 ) -> None:
-    """Every worker knows it for a day; a directory that is missing, or a disk that refuses, makes no error."""
+    """Every worker knows it for a day; a missing directory, or a disk that refuses, causes no error."""
     days_ago = time.time() - UPLOAD_LIFETIME_SECONDS - 60
     for session in ("old", "new"):
         assert not spool.has_ended(session)
@@ -193,7 +193,7 @@ def test_an_upload_that_ended_is_remembered_as_long_as_its_location_is_valid(
 
 
 def test_an_upload_becomes_one_content(spool: DiskSpool) -> None:
-    """The commit that is repeated may go on; another content, and any other request, meets an upload that is over."""
+    """The repeated commit may continue; another content, and any other request, meets an upload that is over."""
     (_, one), (_, other) = content(10, 1), content(10, 2)
     assert spool.mark_ended("session", one)
     assert spool.mark_ended("session", one)

@@ -1,4 +1,4 @@
-"""An upload without the cache: bounded memory, the pace of its senders, and nothing that stays on the disk."""
+"""An upload without the cache: bounded memory, the pace of its senders, and no file afterwards."""
 
 import asyncio
 from pathlib import Path
@@ -39,7 +39,7 @@ async def write(upload: SpoolFile, body: bytes) -> None:
 
 
 async def test_senders_get_what_has_no_room(small: DiskCache) -> None:
-    """From the disk first, from memory then: all bytes in order, the right hash, and no file afterwards."""
+    """From the disk first, then from memory: all bytes in order, the right hash, and no file afterwards."""
     body, digest = content(5 * MIB)
     upload = DiskSpool(small).create("big", ANN)
     senders = [spawn(send(upload), "sender") for _ in range(2)]
@@ -57,7 +57,7 @@ async def test_senders_get_what_has_no_room(small: DiskCache) -> None:
 
 
 async def test_the_writer_waits_for_its_slowest_sender(small: DiskCache) -> None:
-    """A megabyte waits in memory, no more; the writer goes on as soon as a sender does, or has left."""
+    """At most a megabyte waits in memory; the writer continues as soon as a sender does, or has left."""
     body, _ = content(5 * MIB)
     upload = DiskSpool(small).create("big", ANN)
     reader = upload.open_reader(0)
@@ -74,7 +74,7 @@ async def test_the_writer_waits_for_its_slowest_sender(small: DiskCache) -> None
 
 
 async def test_one_sender_does_not_hold_up_another_for_ever(small: DiskCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The replica that is slow gets no more, so that the others and the client can go on."""
+    """The slow replica gets no more, so that the others and the client can continue."""
     monkeypatch.setattr(upload_file, "_LAG_SECONDS", 0.05)
     body, _ = content(4 * MIB)
     upload = DiskSpool(small).create("big", ANN)

@@ -1,4 +1,4 @@
-"""ChangePage and StoreWatch: a change is never missed, and never told twice for nothing."""
+"""ChangePage and StoreWatch: no change is missed, and none is reported twice."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from tests.support.waiting import until
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Iterator[tuple[ChangePage, ChangePage]]:
-    """Two openings of one page, as two workers have it."""
+    """Two openings of one page, as in two workers."""
     with contextlib.ExitStack() as stack:
         made = [stack.enter_context(contextlib.closing(ChangePage(str(tmp_path / "d" / "page")))) for _ in range(2)]
         yield made[0], made[1]
 
 
 def test_counts_by_table(pages: tuple[ChangePage, ChangePage]) -> None:
-    """A commit moves its own tables for every worker, and no others."""
+    """A commit counts for its own tables in every worker, and for no others."""
     one, two = pages
     before = [two.version(table) for table in Table]
     one.note_commit([Table.USERS, Table.TAGS], 7)
@@ -35,7 +35,7 @@ def test_counts_by_table(pages: tuple[ChangePage, ChangePage]) -> None:
 
 
 def test_the_same_sequence_counts_once(pages: tuple[ChangePage, ChangePage]) -> None:
-    """What several workers learn of one commit is one change."""
+    """A commit that several workers notice is one change."""
     one, two = pages
     one.note_commit([Table.USERS], 7)
     seen = one.version(Table.USERS)
@@ -44,7 +44,7 @@ def test_the_same_sequence_counts_once(pages: tuple[ChangePage, ChangePage]) -> 
 
 
 def test_a_store_that_went_back_is_a_change(pages: tuple[ChangePage, ChangePage]) -> None:
-    """After a backup was restored, the same sequence number again stands for other content."""
+    """After a restored backup the same sequence number stands for other content, and counts as a change."""
     one, _ = pages
     seen = set()
     for sequence in (7, 5, 7, 5):
@@ -54,7 +54,7 @@ def test_a_store_that_went_back_is_a_change(pages: tuple[ChangePage, ChangePage]
 
 
 def test_survives_reopening(tmp_path: Path) -> None:
-    """A worker that starts later goes on counting from where the page is."""
+    """A worker that starts later continues the count of the page."""
     path = str(tmp_path / "page")
     with contextlib.closing(ChangePage(path)) as page:
         page.note_commit([Table.USERS], 3)
@@ -84,9 +84,9 @@ def test_processes_lose_no_count(tmp_path: Path) -> None:
 
 
 async def test_the_watch_bears_an_outage(redis: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """While Redis is away the age of the last contact grows and one line is logged; then it goes on by itself.
+    """While Redis is away the age of the last contact grows and one line is logged; then it continues by itself.
 
-    Whoever makes a metric of it is told of each contact, and of nothing else.
+    A metric receives each contact, and nothing else.
     """
     url = f"redis://127.0.0.1:{redis.port}/0"
     began_at, contacts = time.time(), list[float]()
@@ -117,7 +117,7 @@ async def test_the_watch_starts_while_the_store_is_away(redis: Server, tmp_path:
 
 
 async def test_a_store_put_back_from_a_copy_proves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What rests on every push being on record goes as soon as a node sees it, also at its next start."""
+    """Knowledge that rests on a complete record ends as soon as a node notices it, also at its next start."""
     database, page = tmp_path / "store.db", str(tmp_path / "page")
     comparison, push = Change(Table.COMPARED, "main", {"names": ["a"]}), Change(Table.TAGS, "main/a|1", {"digest": "d"})
     async with open_store(f"sqlite:///{database}", page) as (store, _):
@@ -137,7 +137,7 @@ async def test_a_store_put_back_from_a_copy_proves_nothing(tmp_path: Path, caplo
 
 
 async def test_a_commit_beside_the_look_is_no_loss(tmp_path: Path) -> None:
-    """Commits that are noted while the store is asked for its versions are not taken for commits that it lacks."""
+    """Commits noted while the store is asked for its versions do not count as missing in it."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, watch):
         await store.commit([Change(Table.COMPARED, "main", {"names": ["a"]})])
         commits = [store.commit([Change(Table.TAGS, f"main/a|{n}", {"digest": "d"})]) for n in range(30)]
@@ -146,7 +146,7 @@ async def test_a_commit_beside_the_look_is_no_loss(tmp_path: Path) -> None:
 
 
 def test_the_page_has_no_holes(tmp_path: Path) -> None:
-    """A change on a full disk kills no worker: the page's room is taken when it is opened."""
+    """A change on a full disk kills no worker: the room of the page is allocated when it is opened."""
     path = tmp_path / "page"
     with contextlib.closing(ChangePage(str(path))):
         assert path.stat().st_blocks * 512 >= path.stat().st_size > 0

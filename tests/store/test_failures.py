@@ -46,7 +46,7 @@ def pages(tmp_path: Path) -> Iterator[list[ChangePage]]:
 
 
 async def test_a_key_waits_until_its_oldest_failure_leaves_the_window(failures: NodeFailures, clock: Clock) -> None:
-    """The newest failures count, as many as the limit; others keys are not concerned."""
+    """The newest failures count, up to the limit; other keys are not affected."""
     for _ in range(LIMIT):
         assert await failures.wait_seconds("key", LIMIT, WINDOW_SECONDS) == 0
         await failures.note("key", LIMIT, WINDOW_SECONDS)
@@ -60,7 +60,7 @@ async def test_a_key_waits_until_its_oldest_failure_leaves_the_window(failures: 
 
 
 async def test_failures_of_before_a_restart_of_the_machine_do_not_count(failures: NodeFailures, clock: Clock) -> None:
-    """The clock began anew, and the file is still there: nobody waits for ever."""
+    """After a restart the clock begins again, with the same file: nobody waits for ever."""
     for _ in range(LIMIT):
         await failures.note("key", LIMIT, WINDOW_SECONDS)
     clock.now = 5.0
@@ -68,7 +68,7 @@ async def test_failures_of_before_a_restart_of_the_machine_do_not_count(failures
 
 
 async def test_ten_thousand_others_push_nobody_out(failures: NodeFailures) -> None:
-    """A bucket takes 128 failures; keys are spread over 256, by a secret that is different for each node."""
+    """A bucket takes 128 failures; keys are spread over 256, by a secret that differs for each node."""
     for _ in range(LIMIT):
         await failures.note("key", LIMIT, WINDOW_SECONDS)
     for number in range(10_000):
@@ -79,7 +79,7 @@ async def test_ten_thousand_others_push_nobody_out(failures: NodeFailures) -> No
 
 
 async def test_a_full_bucket_forgets_its_oldest(failures: NodeFailures, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing is written beyond it."""
+    """The oldest entry is replaced, and nothing is written beyond the bucket."""
     monkeypatch.setattr(failures, "_find", lambda key: (key.encode().ljust(16), failures._start))
     for number in range(module._PLACES + 1):
         await failures.note(f"key{number}", 1, WINDOW_SECONDS)
@@ -90,7 +90,7 @@ async def test_a_full_bucket_forgets_its_oldest(failures: NodeFailures, monkeypa
 
 
 async def test_workers_count_together(pages: list[ChangePage]) -> None:
-    """Also names that cannot be encoded."""
+    """Failures at all workers count together, also for names that cannot be encoded."""
     for key in ("key", "\ud800"):
         for number in range(LIMIT):
             await pages[number % 2].failures.note(key, LIMIT, WINDOW_SECONDS)
@@ -99,7 +99,7 @@ async def test_workers_count_together(pages: list[ChangePage]) -> None:
 
 
 async def test_nodes_count_together_in_redis(redis: Server, pages: list[ChangePage], tmp_path: Path) -> None:
-    """By the clock of Redis; keys end with their window, and no name that a caller gave is in them."""
+    """The clock of Redis counts; keys end with their window, and hold no name from a caller."""
     url = f"redis://127.0.0.1:{redis.port}/0"
     with contextlib.closing(ChangePage(str(tmp_path / "other"))) as other:
         stores = [RedisStore(url, page) for page in (pages[0], other)]

@@ -1,4 +1,4 @@
-"""open_store: which URLs mean which store."""
+"""open_store: URLs and their stores."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ async def test_three_slashes_are_relative(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("url", ["", "sqlite:", "sqlite:///", "sqlite://x", "postgres://x", "rediss+other://a/b"])
 async def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
-    """What is no store that we have is refused in words, and leaves nothing open."""
+    """A URL of an unknown store is refused in words, and leaves nothing open."""
     with pytest.raises(ValueError, match="a store is"):
         async with open_store(url, str(tmp_path / "page")):
             pass

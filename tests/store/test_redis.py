@@ -1,4 +1,4 @@
-"""RedisStore: what is its own beside the contract, above all how it bears a Redis that goes away."""
+"""RedisStore beyond the contract, above all with a Redis that goes away."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ async def store(redis: Server, page: ChangePage) -> AsyncIterator[RedisStore]:
 
 
 async def test_a_killed_redis_is_unavailable_and_comes_back(redis: Server, store: RedisStore) -> None:
-    """Each call fails with StoreUnavailableError, at once; what was acknowledged is there when Redis is back."""
+    """Each call fails with StoreUnavailableError, immediately; acknowledged writes are there when Redis is back."""
     await store.commit([Change(Table.USERS, "ann", {"v": 1})])
     redis.stop(signal.SIGKILL)
     async with asyncio.timeout(5):
@@ -51,7 +51,7 @@ async def test_a_killed_redis_is_unavailable_and_comes_back(redis: Server, store
 
 
 async def test_after_a_restart_no_request_meets_a_connection_of_before(redis: Server, store: RedisStore) -> None:
-    """Every connection that rested while Redis restarted is made anew: none fails the first request that gets it."""
+    """Every connection that rested while Redis restarted is made again: none fails the first request that gets it."""
     await asyncio.gather(*(store.get(Table.USERS, str(number)) for number in range(8)))
     redis.stop(signal.SIGKILL)
     redis.start()
@@ -62,7 +62,7 @@ async def test_after_a_restart_no_request_meets_a_connection_of_before(redis: Se
 
 
 async def test_a_redis_that_hangs_is_unavailable(redis: Server, store: RedisStore) -> None:
-    """A Redis that takes connections and never answers costs one time-out and no more, and is found when it is back."""
+    """A Redis that accepts connections and never answers costs one time-out, and is used when it is back."""
     await store.versions()
     redis.send_signal(signal.SIGSTOP)
     try:
@@ -82,7 +82,7 @@ async def test_a_redis_that_hangs_is_unavailable(redis: Server, store: RedisStor
 
 
 async def test_starts_while_redis_is_away(tmp_path: Path, page: ChangePage) -> None:
-    """A store can be made, and closed, with nobody at the address; it works as soon as there is."""
+    """A store can be made, and closed, without a server at the address; it works as soon as there is one."""
     server = redis_server(tmp_path / "late", free_port())
     store = RedisStore(f"redis://127.0.0.1:{server.port}/3", page)
     with pytest.raises(StoreUnavailableError):
@@ -104,7 +104,7 @@ async def test_errors_do_not_show_the_password(page: ChangePage) -> None:
 
 
 async def test_says_what_redis_may_lose(tmp_path: Path, redis: Server, store: RedisStore, page: ChangePage) -> None:
-    """A Redis that does not append and sync each write is warned of; a durable one is not."""
+    """A Redis that does not append and sync each write causes a warning; a durable one does not."""
     assert await store.check_durability() == []
     with running(redis_server(tmp_path / "lax", None, "--appendonly", "no", "--appendfsync", "everysec")) as lax:
         lax_store = RedisStore(f"redis://127.0.0.1:{lax.port}/0", page)
@@ -140,7 +140,7 @@ async def test_a_long_lease_is_extended(store: RedisStore, monkeypatch: pytest.M
 async def test_a_lost_lease_is_no_error_of_its_holder(
     redis: Server, store: RedisStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """When Redis forgot the lease, leaving the block logs it and raises nothing: the work is done already."""
+    """When Redis forgot the lease, the end of the block logs it and raises nothing: the work is done already."""
     async with store.lease("k"):
         await store._redis.flushall()
     assert "could not be given back" in caplog.text
@@ -165,7 +165,7 @@ async def test_counts_past_what_lua_prints_exactly(store: RedisStore) -> None:
 
 
 async def test_a_long_list_is_read_in_parts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis serves others in between: a hundred thousand records stopped it for half a second. Each is there once."""
+    """Redis serves others in between: a hundred thousand records stopped it for half a second. Each is listed once."""
     monkeypatch.setattr(store_redis, "_LISTED_AT_ONCE", 10)
     keys = [f"team/{letter}|{number:02}" for letter in "abc" for number in range(10)]
     await store.commit([Change(Table.TAGS, key, {"v": key}) for key in [*keys, "team/a", "zero"]])

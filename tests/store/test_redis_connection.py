@@ -19,7 +19,7 @@ from tests.conftest import require_program
 from tests.support.servers import Server, free_port, redis_server, running
 
 PATIENCE_SECONDS = 8.0
-"""For one answer; a Sentinel has a quarter. A busy machine needs it."""
+"""The time limit of one answer; a Sentinel has a quarter. A busy machine needs it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Group:
 
     @property
     def url(self) -> str:
-        """Of the store."""
+        """The URL of the store."""
         return f"redis+sentinel://:hush@127.0.0.1:{self.sentinel.port}/main/2"
 
 
@@ -55,7 +55,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
 
 
 async def until_it_works(store: RedisStore, change: Change) -> None:
-    """Commit a change as soon as the store takes it."""
+    """Commit a change as soon as the store accepts it."""
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(StoreUnavailableError):
@@ -79,9 +79,9 @@ async def until_copied(group: Group) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_what_was_committed_outlives_the_primary(group: Group, page: ChangePage, number: signal.Signals) -> None:
-    """A primary that is killed or hangs is replaced by its replica, and the store goes on there with all it took.
+    """A primary that is killed or hangs is replaced by its replica, which has all earlier writes.
 
-    Also when the first Sentinel takes connections and says nothing.
+    That holds also when the first Sentinel accepts connections and never answers.
     """
     await until_copied(group)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -133,7 +133,7 @@ def test_a_url_of_sentinels_is_read_whole() -> None:
 
 
 async def test_redis_over_tls(tmp_path: Path, certificate: Path, page: ChangePage) -> None:
-    """A Redis that speaks TLS only is used with its authority, and refused without."""
+    """A Redis that speaks only TLS is used with its authority, and refused without."""
     require_program("redis-server")
     tls = ["--tls-cert-file", str(certificate), "--tls-key-file", str(certificate.with_name("key.pem"))]
     port = free_port()

@@ -1,4 +1,4 @@
-"""SqliteStore: what is its own beside the contract."""
+"""SqliteStore beyond the contract."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from registry_proxy.store.sqlite import SqliteStore
 
 
 async def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
-    """The database and what SQLite puts beside it have mode 0600: they hold password hashes."""
+    """The database and SQLite's files beside it have mode 0600: they hold password hashes."""
     path = tmp_path / "deep" / "er" / "store.db"
     async with open_store(f"sqlite:///{path}", str(tmp_path / "page")) as (store, _):
         await store.commit([Change(Table.USERS, "ann", {})])
@@ -97,7 +97,7 @@ async def test_a_store_that_is_locked_says_so(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_cancelled_commit_leaves_the_store_usable(tmp_path: Path) -> None:
-    """A caller that leaves in mid-commit harms nobody: it is done whole or not at all, and the next one works."""
+    """A commit whose caller leaves is done whole or not at all, and the next one works."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, _):
         task = asyncio.ensure_future(store.commit([Change(Table.USERS, "a", {}), Change(Table.GROUPS, "a", {})]))  # noqa: TID251 - awaited below
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A real admin listener, with a real SQLite store and cache, and upstreams in the states that a test wants."""
+"""A real admin listener, with a real SQLite store and cache, and upstreams in the states of a test."""
 
 import asyncio
 import ipaddress
@@ -63,7 +63,7 @@ BOB = ("bob", "the password of bob")
 CACHE_MAX_BYTES = 2**20
 
 CALLERS = ("no token", "anonymous", "none", "pull", "create", "push", "delete", "owner", "admin")
-"""Who may ask: with no token, one of nobody, users with no right, with one everywhere, with a namespace, the admin."""
+"""The kinds of callers: no token, one of nobody, no right, one right everywhere, a namespace, the admin."""
 
 _OPEN, _USERS, _ADMINS = frozenset(CALLERS), frozenset(CALLERS) - {"no token", "anonymous"}, frozenset({"admin"})
 _OWNERS = frozenset({"owner", "admin"})
@@ -146,24 +146,24 @@ ADMIN_ROUTES = {
     "GET /healthz": _OPEN,
     "GET /readyz": _OPEN,
 }
-"""Every route of the admin listener, below /admin/v1 where it lies there, and who may use it."""
+"""Every route of the admin listener, below /admin/v1 where it lies there, with its permitted callers."""
 
 _NAMES = {"users": "bob", "groups": "dev", "robots": "ci", "grants": "1", "upstreams": "main"}
 
 
 def filled(path: str, *, name: str | None = None) -> str:
-    """Return the path of a route with names in their slots; ``name`` in place of those that may be there."""
+    """Return the path of a route with names in its slots; ``name`` replaces those of objects that may exist."""
     return path.replace("{name}", name or name_below(path)).replace("{id}", name or "1")
 
 
 def name_below(path: str) -> str:
-    """Return a name for the slot in the path of a route; that of a user or upstream is there."""
+    """Return a name for the slot in the path of a route; a user or upstream of that name exists."""
     return _NAMES.get(path.split("/")[1], "x")
 
 
 @dataclass
 class Replica:
-    """What health says of a replica."""
+    """The state of a replica according to health."""
 
     name: str
     url: str
@@ -178,7 +178,7 @@ class Replica:
 
 @dataclass
 class Upstream:
-    """Replicas in the states a test wants."""
+    """Replicas in the states of a test."""
 
     replicas: list[Replica]
     lost: int = 0
@@ -196,7 +196,7 @@ class Upstream:
 
 @dataclass
 class Maintains:
-    """Pauses them; quiet as soon as a test says so."""
+    """Pauses the replicas; quiet as soon as a test says so."""
 
     upstream: Upstream
     is_over: bool = False
@@ -224,7 +224,7 @@ class Maintains:
 
 @dataclass
 class Repairs:
-    """What repairs them: counts how often it was woken."""
+    """A repairer of the replicas: counts its wake-ups."""
 
     exceptions: Exceptions
     woken: int = 0
@@ -243,7 +243,7 @@ class Repairs:
 
 @dataclass
 class Verifies:
-    """What compares them: finds what a test has put into ``finds``, once ``gate`` is open."""
+    """A comparison of the replicas: finds the entries of ``finds``, once ``gate`` is open."""
 
     finds: list[Difference] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -266,7 +266,7 @@ def _two_replicas() -> dict[str, Upstream]:
 
 @dataclass
 class Node:
-    """What an admin listener stands on, and its application."""
+    """The services of an admin listener, and its application."""
 
     app: web.Application
     directory: Directory
@@ -405,7 +405,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
 
 
 class Contract:
-    """The OpenAPI document of an admin listener: what it may answer."""
+    """The OpenAPI document of an admin listener: the answers that it may give."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -419,9 +419,9 @@ class Contract:
     def check(
         self, method: str, path: str, status: int, media_type: str, answer: Any, *, is_tagged: bool | None = None
     ) -> None:
-        """Fail unless the document has this answer; what is no operation of it is answered with problems only.
+        """Fail unless the document has this answer; unknown operations are answered with problems only.
 
-        ``is_tagged`` says whether it carries an ETag; None where that is not looked at.
+        ``is_tagged`` says whether it carries an ETag; None skips that check.
         """
         found = (each for verb, pattern, each in self._operations if verb == method and pattern.fullmatch(path))
         operation: dict[str, Any] = next(found, {})
@@ -447,7 +447,7 @@ _contracts: list[Contract] = []
 
 
 async def contract_of(node: Node, http: TestClient[web.Request, web.Application]) -> Contract:
-    """Return the contract that a listener gives; all give the same, and making it takes a while."""
+    """Return the contract of a listener; all listeners give the same, and making it takes a while."""
     if not _contracts:
         _contracts.append(await _fetch_contract(node, http))
     return _contracts[0]

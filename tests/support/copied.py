@@ -67,7 +67,7 @@ class Copied:
 
 
 def answer_of_a_copy(load: Callable[[], Callable[[], Any]]) -> Any:
-    """Return what a copy of a process tells, as JSON has it: ``load`` is called before it is made, its result in it."""
+    """Return the JSON answer of a copy of a process: ``load`` runs before the copy is made, its result in the copy."""
 
     def load_copy() -> RunCopy:
         tell = load()
@@ -95,7 +95,7 @@ class Copies:
         self._forks = ForkServer(_load, [])
 
     def run(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Copied:
-        """Start a program, ``registry-proxy`` or ``service`` with its arguments; what it prints is added to ``log``."""
+        """Start a program, ``registry-proxy`` or ``service`` with its arguments; its output is added to ``log``."""
         order = json.dumps({"arguments": [*arguments], "environment": {**environment}}).encode()
         ours, theirs = socket.socketpair()
         with log.open("ab") as output, ours, theirs, ThreadPoolExecutor(1) as thread:  # there may be a loop in this one
@@ -105,12 +105,12 @@ class Copies:
         return Copied(pid, arguments)
 
     def close(self) -> None:
-        """Make no more."""
+        """Make no further copies."""
         self._forks.close()
 
 
 def _load() -> RunCopy:
-    # Imported here: in the process that is copied, and in nobody else's.
+    # Imported here: in the copied process, and in no other.
     import redis.asyncio  # noqa: F401, PLC0415
 
     import registry_proxy.app  # noqa: PLC0415
@@ -130,7 +130,7 @@ def _load() -> RunCopy:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.close(output)
-        # What this process was made with is of the test, and writes to descriptors that are something else here.
+        # The state of this process from its start belongs to the test, and its descriptors mean something else here.
         logging.getLogger().handlers.clear()
         faulthandler.disable()
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)

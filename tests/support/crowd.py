@@ -1,4 +1,4 @@
-"""Many clients of one body at once, in one thread: each byte is compared with what it must be."""
+"""Many clients of one body at once, in one thread: each byte is compared with the expected one."""
 
 import contextlib
 import selectors
@@ -13,7 +13,7 @@ _READ_BYTES = 1024 * 1024
 
 @dataclass
 class Client:
-    """One request and what came of it; times in seconds from the crowd's start."""
+    """One request and its outcome; times in seconds from the crowd's start."""
 
     connection: socket.socket
     local_port: int
@@ -26,7 +26,7 @@ class Client:
     done_at: float = 0.0
 
     def is_complete(self, size_bytes: int) -> bool:
-        """Tell whether it got a whole body, right or wrong."""
+        """Tell whether it received a whole body, right or wrong."""
         return self.status == 200 and self.received_bytes == size_bytes
 
 
@@ -36,10 +36,10 @@ class Crowd:
 
     Args:
         url: of the body.
-        body: what it must be.
+        body: the expected bytes.
         headers: lines sent along.
-        count: how many clients.
-        compare: whether to look at the bytes; without, they are thrown away in the kernel.
+        count: the number of clients.
+        compare: whether to compare the bytes; without, the kernel discards them.
     """
 
     url: str
@@ -58,11 +58,11 @@ class Crowd:
             self.clients.append(Client(connection, connection.getsockname()[1]))
 
     def run(self, timeout_seconds: float = 300, leave_after: Sequence[int] = ()) -> None:
-        """Ask, and return when every client has its body or a broken connection.
+        """Send the requests, and return when every client has its body or a broken connection.
 
         Args:
             timeout_seconds: for all of it.
-            leave_after: for each client how many bytes of the body it takes before it leaves.
+            leave_after: by client the number of bytes of the body after which it leaves.
         """
         enough = leave_after or [len(self.body)] * len(self.clients)
         parts = urlsplit(self.url)
@@ -88,7 +88,7 @@ class Crowd:
             client.connection.close()
 
     def _read(self, client: Client, buffer: bytearray, began: float) -> bool:
-        """Take what has come; return False at the end."""
+        """Read the available bytes; return False at the end."""
         flags = socket.MSG_TRUNC if client.status and not self.compare else 0
         with contextlib.suppress(BlockingIOError):
             try:

@@ -21,13 +21,13 @@ _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 
 @dataclass(frozen=True)
 class Disk:
-    """An ext4 mounted at ``path``; what it is made of lies on a memory disk, in ``image``."""
+    """An ext4 mounted at ``path``; its image lies on a memory disk, at ``image``."""
 
     path: Path
     image: Path
 
     def fill(self, leave_bytes: int = 0) -> None:
-        """Fill the file system with a file, until no more is free than said."""
+        """Fill the file system with a file, until at most the given space is free."""
         with (self.path / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while (free := os.statvfs(self.path).f_bavail * os.statvfs(self.path).f_frsize) > leave_bytes:
                 file.write(b"x" * min(65536, free - leave_bytes))
@@ -35,14 +35,14 @@ class Disk:
                 file.write(b"x")
 
     def stop_writing(self) -> None:
-        """Have the device refuse writes from now on, as one that is worn out does."""
+        """Make the device refuse writes from now on, as one that is worn out does."""
         with (self.image.parent / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 65536)
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:
-        """Have every write wait for the length of a with block, as on a device that hangs; reads go on (fsfreeze)."""
+        """Make every write wait for the length of a with block, as on a device that hangs; reads go on (fsfreeze)."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(directory, _FIFREEZE, 0)
@@ -54,7 +54,7 @@ class Disk:
             os.close(directory)
 
     def die(self) -> None:
-        """Have every call to the file system fail with EIO, as after an error that it cannot live with."""
+        """Make every call to the file system fail with EIO, as after a fatal error."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.ioctl(directory, _EXT4_IOC_SHUTDOWN, _WITHOUT_FLUSH)
@@ -62,7 +62,7 @@ class Disk:
             os.close(directory)
 
     def stop_reading(self, *files: Path) -> None:
-        """Have the device fail wholly; of these files the system has nothing in memory then."""
+        """Make the device fail wholly; the system then has nothing of these files in memory."""
         os.sync()
         os.truncate(self.image, 0)
         self.stop_writing()  # a write would make the rest of the image zeros, which can be read
@@ -92,8 +92,8 @@ def mounted_disk(root: Path, size_mib: int, device_mib: int | None = None) -> It
 
     Args:
         root: an empty directory for all of it.
-        size_mib: what the file system believes to have.
-        device_mib: what the device under it holds in fact; None for all that is needed.
+        size_mib: the size that the file system sees.
+        device_mib: the true size of the device under it; None for all that is needed.
     """
     backing, path = root / "backing", root / "disk"
     backing.mkdir(parents=True)
@@ -120,7 +120,7 @@ class StallingDisk:
 
     @contextlib.contextmanager
     def stalled(self) -> Iterator[None]:
-        """Have every call to it wait for the length of a with block."""
+        """Make every call to it wait for the length of a with block."""
         os.kill(self.program, signal.SIGSTOP)
         try:
             yield
@@ -130,7 +130,7 @@ class StallingDisk:
 
 @contextlib.contextmanager
 def mounted_by_program(root: Path) -> Iterator[StallingDisk]:
-    """Mount a directory by way of bindfs for the length of a with block; skip the test where that cannot be."""
+    """Mount a directory by way of bindfs for the length of a with block; skip the test where that is impossible."""
     if shutil.which("bindfs") is None:
         pytest.skip("bindfs is not installed")
     backing, path = root / "backing", root / "disk"

@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes of an OpenAPI document, right ones and wrong ones, and what it finds in the answers.
+"""Requests that schemathesis generates from an OpenAPI document, right ones and wrong ones, and checks of the answers.
 
 Imported where it is used: to load schemathesis takes a second of a processor.
 """
@@ -31,7 +31,7 @@ CHECKS = [
 ]
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 ROOT, PASSWORD = "root-of-this-test", "a password of the test"
-"""An administrator whom no request that is made up removes or locks out."""
+"""An administrator that no generated request removes or locks out."""
 
 
 GRANT = {"subject": "user:bob", "repository": "team/**", "actions": ["pull"]}
@@ -43,22 +43,22 @@ RIGHT: dict[str, Any] = {
     "POST /cache/warm": {"repository": "team/app", "platforms": ["linux/amd64"]},
     "POST /policy/replay": {"add": [GRANT]},
 }
-"""Bodies that nothing made up of the schema alone comes near to."""
+"""Bodies that are far from anything generated from the schema alone."""
 
 
 class Fuzz:
-    """Sends requests; what is found is an exception that shows the request and how to repeat it."""
+    """Sends requests; a finding is an exception that shows the request and how to repeat it."""
 
     def __init__(self, node: Node, document: dict[str, Any], base_url: str) -> None:
         self._node = node
         self._schema = schemathesis.openapi.from_dict(document)
-        # Any refusal is one; what is wrong may be told after a precondition that fails: 412.
+        # Any refusal is one; a fault may be reported after a precondition that fails: 412.
         self._schema.config.checks.negative_data_rejection.expected_statuses = ["4xx"]
         self._base_url = base_url
         self.statuses: Counter[tuple[str, int]] = Counter()
 
     def round(self, seed: int, examples: int) -> None:
-        """Send so many requests of each kind to each operation: right and wrong, of names that are there or not."""
+        """Send a number of requests of each kind to each operation: right and wrong, for existing and absent names."""
         with requests.Session() as session:
             session.trust_env = False
             for found in self._schema.get_all_operations():

@@ -1,4 +1,4 @@
-"""The whole product as a test runs it: `registry-proxy serve` as a process of its own, and a client of its contract."""
+"""The whole product as a test runs it: `registry-proxy serve` as a separate process, and a client of its contract."""
 
 import contextlib
 import hashlib
@@ -47,7 +47,7 @@ def merge(base: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
 class Proxy(Server):
     """A running `registry-proxy serve` and its directories.
 
-    ``copies`` starts it; None starts a new Python, as everybody else does.
+    ``copies`` starts it; None starts a new Python, as outside of tests.
     """
 
     admin_port: int = 0
@@ -57,12 +57,12 @@ class Proxy(Server):
 
     @property
     def admin_url(self) -> str:
-        """Where the admin listener is."""
+        """The URL of the admin listener."""
         return f"http://127.0.0.1:{self.admin_port}"
 
     @property
     def host(self) -> str:
-        """What docker calls it: host:port."""
+        """Its name for docker: host:port."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -72,16 +72,16 @@ class Proxy(Server):
 
     @property
     def audit(self) -> Path:
-        """The directory beside its cache of what must outlive that: its audit log, its id, its pins."""
+        """The directory beside its cache for data that must outlive the cache: audit log, id, pins."""
         return self.root / "cache.audit"
 
     @property
     def pins(self) -> Path:
-        """The directory with what its cache keeps for a replica that misses it."""
+        """The directory of the contents that its cache keeps for a replica that misses them."""
         return self.root / "cache.audit" / "pins"
 
     def temporary_files(self) -> list[Path]:
-        """Return what lies in its cache that is neither committed nor a record of it."""
+        """Return the files in its cache that are neither committed nor a record of a committed one."""
         return [*(self.cache / "fills").glob("*"), *(self.cache / "spool").glob("*/*.part")]
 
     def launch(self) -> None:
@@ -168,7 +168,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 
 def own_descriptors(worker: psutil.Process, ports: set[int]) -> int:
-    """Return how many descriptors a worker has, less the connections to the registries, which it keeps for later."""
+    """Return the number of a worker's descriptors, except connections to registries, which it keeps for later."""
     connections = [one for one in worker.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
     return worker.num_fds() - sum(1 for one in connections if one.raddr.port in ports)
 
@@ -188,7 +188,7 @@ class Image:
 
 
 def make_image(*layers: bytes, label: str = "") -> Image:
-    """Return an OCI image with these layers; a different label makes a different image."""
+    """Return an OCI image with the given layers; a different label makes a different image."""
     root = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
     about = {"architecture": "amd64", "os": "linux", "config": {"Labels": {"label": label}}, "rootfs": root}
     config = json.dumps(about).encode()
@@ -214,13 +214,13 @@ def tar_of(content: bytes) -> bytes:
 
 
 def random_bytes(size_bytes: int) -> bytes:
-    """Return bytes that no other test has."""
+    """Return bytes that no other test uses."""
     return secrets.token_bytes(size_bytes)
 
 
 @dataclass
 class User:
-    """Somebody who uses the public listener as docker does: a token for each scope, then /v2/."""
+    """A user of the public listener who does as docker does: a token for each scope, then /v2/."""
 
     proxy: Proxy
     name: str | None
@@ -231,7 +231,7 @@ class User:
 
     @property
     def base_url(self) -> str:
-        """The public listener, or the nginx before it."""
+        """The URL of the public listener, or of the nginx before it."""
         return self.url or self.proxy.url
 
     def token(self, *scopes: str) -> str:
@@ -254,7 +254,7 @@ class User:
         )
 
     def push_blob(self, repository: str, content: bytes | Iterable[bytes], digest: str | None = None) -> httpx.Response:
-        """Push one blob as docker does: POST, one chunked PATCH, PUT; return the answer of the first that failed."""
+        """Push one blob as docker does: POST, one chunked PATCH, PUT; return the first failed answer or the last."""
         if digest is None:
             assert isinstance(content, bytes)
             digest = digest_of(content)
@@ -273,13 +273,13 @@ class User:
         return str(httpx.URL(self.base_url).join(location))
 
     def push_manifest(self, repository: str, reference: str, image: Image) -> httpx.Response:
-        """PUT the manifest of an image whose blobs are there."""
+        """PUT the manifest of an image whose blobs are present."""
         with self.client(repository, "pull,push") as client:
             headers = {"Content-Type": image.media_type}
             return client.put(f"/manifests/{reference}", content=image.manifest, headers=headers)
 
     def push(self, repository: str, tag: str, image: Image) -> None:
-        """Push a whole image; raise when the proxy refuses any of it."""
+        """Push a whole image; raise when the proxy refuses a part of it."""
         for blob in image.blobs.values():
             answer = self.push_blob(repository, blob)
             assert answer.status_code == 201, answer.text
@@ -287,12 +287,12 @@ class User:
         assert answer.status_code == 201, answer.text
 
     def get(self, repository: str, path: str, **headers: str) -> httpx.Response:
-        """GET something of a repository, for example ``manifests/latest``."""
+        """GET an object of a repository, for example ``manifests/latest``."""
         with self.client(repository) as client:
             return client.get(path, headers={"Accept": OCI_MANIFEST, **headers})
 
     def head(self, repository: str, path: str, **headers: str) -> httpx.Response:
-        """HEAD something of a repository."""
+        """HEAD an object of a repository."""
         with self.client(repository) as client:
             return client.head(path, headers={"Accept": OCI_MANIFEST, **headers})
 
@@ -333,7 +333,7 @@ def push_directly(registry: Server, repository: str, reference: str, image: Imag
 def proxy_server(
     root: Path, registries: Iterable[Server], extra: Mapping[str, Any] | None = None, *, copies: Copies | None = None
 ) -> Proxy:
-    """Describe a proxy in front of some registries; ``extra`` is laid over its configuration."""
+    """Describe a proxy in front of some registries; ``extra`` is merged over its configuration."""
     root.mkdir(parents=True, exist_ok=True)
     port, admin_port = free_port(), free_port()
     settings: dict[str, Any] = {

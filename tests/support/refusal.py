@@ -1,4 +1,4 @@
-"""What a call is refused with."""
+"""The error that a call ends in."""
 
 from collections.abc import Awaitable
 

@@ -14,10 +14,10 @@ class Relay:
     """Passes connections on to a port of 127.0.0.1.
 
     Args:
-        target_port: where to.
+        target_port: the port of the server.
         bytes_per_second: of all answers together; 0 for no limit.
-        delay_seconds: before each piece of a request goes on: the round trip of a distant server; may be changed.
-        pause_after: a connection that passed so many bytes of answers passes none until ``resume``; 0 for never.
+        delay_seconds: before each piece of a request is passed on: the round trip of a distant server; may be changed.
+        pause_after: bytes of answers after which a connection pauses until ``resume``; 0 for never.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Relay:
             self._loop.call_soon_threadsafe(resumed.set)
 
     def pause_next(self, after_bytes: int) -> None:
-        """Pause the connection that passes so many bytes of answers from now on."""
+        """Pause the connection that next passes a number of bytes of answers."""
         self.paused.clear()
 
         def arm() -> None:

@@ -19,7 +19,7 @@ REPOSITORY = "team/app"
 
 @dataclass(frozen=True)
 class Download:
-    """A body, and the seconds that it took less those for which the relay held it."""
+    """A body, and the seconds that it took without those for which the relay held it."""
 
     body: bytes
     seconds: float
@@ -46,7 +46,7 @@ class Relayed:
         wait_until(lambda: self.proxy.metric("registry_proxy_replica_state", state="up") == 2, "both replicas are up")
 
     def kill_while_serving(self, digest: str, offset: int, first: int = 0) -> Download:
-        """Pull a blob; kill -9 whichever registry serves it when it has sent ``offset`` bytes.
+        """Pull a blob; kill -9 the registry that serves it when it has sent ``offset`` bytes.
 
         ``first`` is where the client begins.
         """

@@ -1,4 +1,4 @@
-"""Real servers for tests and benchmarks, on free ports of 127.0.0.1, each ended by the process it started as."""
+"""Real servers for tests and benchmarks, on free ports of 127.0.0.1, each ended by the process that started it."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""Before a command. A function of our own before exec would have the whole test process copied for each server."""
+"""Before a command. A function of our own before exec would copy the whole test process for each server."""
 
 _START_SECONDS = 20
 _END_SECONDS = 20
@@ -28,9 +28,9 @@ _PROCESSES = 12
 
 @functools.cache
 def _ports() -> Iterator[int]:
-    """Return the ports of this test process: a port that was free a moment ago is then not taken by somebody else.
+    """Return the ports of this test process: another process does not take a port that was free a moment ago.
 
-    They lie below those that the kernel gives to clients. Who has which is settled by names of sockets, which the
+    They lie below those that the kernel gives to clients. Their owner is decided by names of sockets, which the
     kernel takes back when the process ends.
     """
     for number in range(_PROCESSES):
@@ -45,7 +45,7 @@ def _ports() -> Iterator[int]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    """Return a TCP port of 127.0.0.1 without a listener."""
     for port in itertools.islice(_ports(), _PORTS_OF_A_PROCESS):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -54,7 +54,7 @@ def free_port() -> int:
 
 
 def wait_for_port(port: int, process: "Started | None" = None) -> None:
-    """Return once something accepts connections on the port; raise when the process ended or the time is over."""
+    """Return once a server accepts connections on the port; raise when the process ended or the time is over."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         with socket.socket() as probe:
@@ -68,7 +68,7 @@ def wait_for_port(port: int, process: "Started | None" = None) -> None:
 
 
 class Started(Protocol):
-    """A process that was started: the part of ``subprocess.Popen`` that is used here."""
+    """A running process: the part of ``subprocess.Popen`` that is used here."""
 
     pid: int
     args: Any
@@ -81,7 +81,7 @@ class Started(Protocol):
 
 @dataclass
 class Server:
-    """A program started for a test; ``log`` holds what it printed."""
+    """A program started for a test; ``log`` holds its output."""
 
     arguments: Sequence[str]
     port: int
@@ -91,7 +91,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens, as an http URL."""
+        """Its address as an http URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -141,7 +141,7 @@ class Server:
         self.process = None
 
     def log_text(self) -> str:
-        """Return what it printed so far."""
+        """Return its output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
@@ -237,7 +237,7 @@ http {{
 
 
 def nginx_in_turns(root: Path, ports: Iterable[int], locations: str = "") -> Server:
-    """Describe an nginx that sends each request to another node, on to the next when one fails, and keeps no body.
+    """Describe an nginx that sends each request to another node, on to the next when one fails, and stores no body.
 
     ``locations`` are further ones of its configuration.
     """
@@ -256,7 +256,7 @@ class Dns(Server):
     program: str = "dnsmasq"
 
     def serve(self, *records: str) -> None:
-        """Start it, or start it again, with these records, such as ``--host-record=a.test,127.0.0.2``."""
+        """Start it, or start it again, with the given records, such as ``--host-record=a.test,127.0.0.2``."""
         self.stop()
         self.arguments = [
             self.program,
@@ -289,9 +289,9 @@ def terminated(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout_seconds: float = 30) -> None:
-    """Return when something holds; fail when it does not within the time.
+    """Return when a condition holds; fail when it does not within the time.
 
-    The longer it takes the less often it is asked: a question may cost the service as much as a pull.
+    The longer it takes the rarer the question: one may cost the service as much as a pull.
     """
     began = time.monotonic()
     while not holds():

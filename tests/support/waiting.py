@@ -13,6 +13,6 @@ async def until(condition: Callable[[], bool], timeout_seconds: float = 30) -> N
 
 
 def refuses(port: int) -> bool:
-    """Tell whether nobody takes connections on a port."""
+    """Tell whether a port has no listener."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0

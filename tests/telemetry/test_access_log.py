@@ -1,4 +1,4 @@
-"""The log of requests: one JSON object a line, written by a thread, lost rather than waited for."""
+"""The log of requests: one JSON object a line, written by a thread; lines are dropped rather than waited for."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from registry_proxy.telemetry.access_log import AccessLog
 
 
 def test_each_request_is_an_object_on_a_line_of_its_own() -> None:
-    """All fields, the worker, the request's ID and the time are there; what is pending at the end is written."""
+    """All fields, the worker, the request's ID and the time are there; pending lines are written at the end."""
     reader, writer = os.pipe()
     log = AccessLog(writer, "3")
     with log.running():
@@ -75,7 +75,7 @@ def test_a_reader_that_stops_stalls_nobody() -> None:
 
 
 def test_a_reader_that_is_gone_is_no_error() -> None:
-    """A closed pipe ends nothing but the log."""
+    """A closed pipe ends only the log."""
     reader, writer = os.pipe()
     os.close(reader)
     log = AccessLog(writer, "0")

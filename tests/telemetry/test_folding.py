@@ -1,4 +1,4 @@
-"""Equal lines of the log, on a clock of the test's own."""
+"""Equal lines of the log, on a clock of the test."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from registry_proxy.telemetry.logs import json_logging
 
 
 class Log:
-    """A logger with a folding filter, and what it lets pass: each message with the number of lines left out."""
+    """A logger with a folding filter, and its output: each message with the number of lines left out."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -30,12 +30,12 @@ class Log:
 
 @pytest.fixture
 def log() -> Log:
-    """Give a log with nothing in it."""
+    """Give an empty log."""
     return Log()
 
 
 def test_equal_warnings_are_counted(log: Log) -> None:
-    """The first is written, the others are told as a number with the next line after the time, and at the end."""
+    """The first is written, the others are counted in the next line after the time, and at the end."""
     for _ in range(1000):
         log.logger.warning("replica %s: down", "a")
     log.logger.warning("replica %s: down", "b")
@@ -50,7 +50,7 @@ def test_equal_warnings_are_counted(log: Log) -> None:
 
 
 def test_warnings_that_differ_in_arguments_alone_are_bounded(log: Log) -> None:
-    """An attacker who chooses what is put into a message writes no more lines of it than a bound."""
+    """An attacker who chooses a part of a message writes no more lines of it than a bound."""
     for number in range(10_000):
         log.logger.warning("replica a sent something else than %s", number)
     log.logger.error("the disk fails")
@@ -62,14 +62,14 @@ def test_warnings_that_differ_in_arguments_alone_are_bounded(log: Log) -> None:
 
 
 def test_information_is_not_folded(log: Log) -> None:
-    """What is no warning is written as often as it is logged."""
+    """Messages below a warning are written as often as they are logged."""
     for _ in range(3):
         log.logger.info("reloaded")
     assert log.lines == [("reloaded", 0)] * 3
 
 
 def test_the_number_is_a_field_of_the_line() -> None:
-    """The log of the service tells how many lines were left out, at its end too."""
+    """The log of the service has the number of lines left out, at its end too."""
     stream = io.StringIO()
     with json_logging(stream=stream):
         for _ in range(5):

@@ -32,7 +32,7 @@ def test_each_line_is_an_object_with_its_request() -> None:
 
 
 def test_a_reader_that_stops_stalls_nobody() -> None:
-    """When the lines cannot be written, they are dropped beyond a bound."""
+    """When the lines cannot be written, those beyond a bound are dropped."""
 
     class Stuck(io.StringIO):
         def write(self, text: str) -> int:

@@ -18,7 +18,7 @@ MIB = 1024 * 1024
 
 
 class Events(RecordingObserver):
-    """An ``Observer`` that takes events of the cache and no others."""
+    """An ``Observer`` that accepts events of the cache and no others."""
 
     def observe(self, event: MetricEvent, /) -> None:
         assert isinstance(event, CacheBytes | CacheEviction | CacheFailure | ScrubEnd | ScrubbedBytes)
@@ -26,23 +26,23 @@ class Events(RecordingObserver):
 
     @property
     def errors(self) -> Counter[str]:
-        """How often the cache failed, by reason."""
+        """The number of failures of the cache, by reason."""
         return Counter(event.reason for event in self.found(CacheFailure))
 
     @property
     def rounds(self) -> list[float]:
-        """When rounds of the scrub ended."""
+        """The ends of rounds of the scrub."""
         return [event.ended_at for event in self.found(ScrubEnd)]
 
 
 @dataclass
 class Answer:
-    """What a source does with one request. The defaults send the whole content from the offset asked for."""
+    """A source's answer to one request. The defaults send the whole content from the requested offset."""
 
     body: bytes
     announce: bool = True  # whether the size is known before the end
     size_bytes: int | None = None  # announced instead of the true size
-    ignore_offset: bool = False  # start at 0 whatever was asked for
+    ignore_offset: bool = False  # start at 0 for any offset
     cut_after: int | None = None  # the sender dies after this many bytes of this answer
     pause_at: int | None = None  # wait for ``resume`` after this many bytes of this answer
     error: Exception | None = None  # raised instead of an answer
@@ -84,13 +84,13 @@ class _Stream:
             raise UpstreamUnavailableError("cut")
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Close nothing."""
 
 
 class Source:
-    """An ``OpenSource`` that gives one answer after the other, the last one again and again.
+    """An ``OpenSource`` that gives one answer after the other, the last one repeatedly.
 
-    ``offsets`` are those it was opened at; ``raised`` what went through its contexts; ``open`` how many are open.
+    ``offsets`` are those of its openings; ``raised`` holds errors through its contexts; ``open`` is the number open.
     """
 
     def __init__(self, *answers: Answer) -> None:
@@ -122,7 +122,7 @@ def content(size_bytes: int, seed: int = 0) -> tuple[bytes, Digest]:
 
 
 async def read_all(reader: BlobReader, chunk_bytes: int = MIB) -> bytes:
-    """Read as the web does: what is available, then wait; closes the reader."""
+    """Read as the web does: the available bytes, then wait; closes the reader."""
     pieces: list[bytes] = []
     offset = 0
     try:

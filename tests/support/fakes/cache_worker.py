@@ -16,7 +16,7 @@ from tests.support.fakes.cache import MIB, Answer, Events, Source, content, read
 
 
 async def fill_and_stop(cache: DiskCache, size_bytes: int, stop_at: int) -> None:
-    """Own a fill, say so when it has come to ``stop_at``, and wait for a line on stdin to go on."""
+    """Own a fill, report when it reaches ``stop_at``, and wait for a line on stdin to continue."""
     body, digest = content(size_bytes)
     answer = Answer(body, pause_at=stop_at)
     reader, result = await cache.open_or_fill(digest, Source(answer))
@@ -30,7 +30,7 @@ async def fill_and_stop(cache: DiskCache, size_bytes: int, stop_at: int) -> None
 
 
 async def follow(cache: DiskCache, size_bytes: int) -> None:
-    """Get a content that another worker may be fetching; say how, and how often the source was asked."""
+    """Get a content that another worker may be fetching; report how, and how often the source was asked."""
     body, digest = content(size_bytes)
     source = Source(Answer(body))
     reader, result = await cache.open_or_fill(digest, source)
@@ -40,7 +40,7 @@ async def follow(cache: DiskCache, size_bytes: int) -> None:
 
 
 async def churn(cache: DiskCache, seed: int) -> None:
-    """Fill, push, drop and pin at random for ever."""
+    """Fill, push, drop and pin at random without an end."""
     chance = random.Random(seed)
     spool = DiskSpool(cache)
     print("churning", flush=True)

@@ -1,4 +1,4 @@
-"""Images as their parts: a config, layers, the manifest over them."""
+"""Images as their parts: a config, layers, and the manifest over them."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from registry_proxy.protocol.reference import Digest, digest_of
 
 @dataclass(frozen=True)
 class Parts:
-    """A manifest and the blobs it names; ``algorithm`` is that of the digests by which others name it."""
+    """A manifest and its blobs; ``algorithm`` is that of the digests by which others name it."""
 
     manifest: bytes
     blobs: tuple[bytes, ...]
@@ -23,7 +23,7 @@ class Parts:
 
     @property
     def descriptor(self) -> Descriptor:
-        """What identifies the manifest."""
+        """The descriptor of the manifest."""
         return Descriptor(self.media_type, self.digest, len(self.manifest))
 
 
@@ -32,7 +32,7 @@ def _descriptor(content: bytes, media_type: str, algorithm: str = "sha256") -> d
 
 
 def image(*layers: bytes, label: str = "", algorithm: str = "sha256") -> Parts:
-    """Return an image with these layers, all digests by one algorithm."""
+    """Return an image with the given layers, all digests by one algorithm."""
     config = json.dumps({"label": label, "os": "linux"}).encode()
     document = {
         "schemaVersion": 2,

@@ -1,4 +1,4 @@
-"""An OIDC issuer on a loopback socket, in a thread: keys that can be rotated, tokens that can be anything."""
+"""An OIDC issuer on a loopback socket, in a thread: keys that can be rotated, and tokens with any content."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ _RSA_KEYS = [rsa.generate_private_key(65537, 2048) for _ in range(2)]  # slow to
 
 
 class FakeIssuer:
-    """What an issuer knows; ``answers`` replaces what it says at a path, by (status, headers, body)."""
+    """The issuer's state; ``answers`` replaces its answer at a path, by (status, headers, body)."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -33,7 +33,7 @@ class FakeIssuer:
         self.hold: threading.Event | None = None
 
     def rotate(self) -> None:
-        """Sign with another key; the old one is published no more."""
+        """Sign with another key; the old one is no longer published."""
         self.keys = {"second": _RSA_KEYS[1]}
 
     def jwks(self) -> bytes:
@@ -80,13 +80,13 @@ class FakeIssuer:
         return jwt.PyJWS().encode(payload, key, algorithm_of(key), headers={"kid": kid, **(headers or {})})
 
     def public_pem(self) -> bytes:
-        """Return the newest public key, which anybody has."""
+        """Return the newest public key, which everybody has."""
         key = list(self.keys.values())[-1].public_key()
         return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def algorithm_of(key: PrivateKey) -> str:
-    """Return the algorithm that a key is used with."""
+    """Return the algorithm of a key."""
     if isinstance(key, rsa.RSAPrivateKey):
         return "RS256"
     return "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "EdDSA"

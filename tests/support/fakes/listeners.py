@@ -8,6 +8,6 @@ from tests.support.fakes.memory import RecordingObserver
 
 
 def any_connections(limits: ConnectionLimits | None = None, origins: Origins | None = None) -> Connections:
-    """Return what counts the connections of a listener on the running loop; by default nobody is a trusted proxy."""
+    """Return a counter of a listener's connections on the running loop; by default there is no trusted proxy."""
     clock = asyncio.get_running_loop().time
     return Connections(limits or ConnectionLimits(), origins or Origins(None, ()), clock, "public", RecordingObserver())

@@ -1,4 +1,4 @@
-"""A server that answers with any bytes, by itself or before a real server: for registries that mean ill."""
+"""A server that answers with any bytes, by itself or before a real server: for malicious registries."""
 
 import asyncio
 import re
@@ -51,14 +51,14 @@ def challenge(realm: str) -> bytes:
 
 
 class Malice:
-    """A server on a free port, in a thread: a test, or the loop of a test, may stand still beside it.
+    """A server on a free port, in a thread: a test, or the loop of a test, may block beside it.
 
     A connection is kept as long as whole answers are sent on it. Bytes that are no HTTP, and answers in pieces, end it.
 
     Args:
         answers: receives each request, in the thread of the server.
-        host: where it listens.
-        behind: the port of 127.0.0.1 of the real server that gets what ``answers`` passes on.
+        host: the address on which it listens.
+        behind: the port of 127.0.0.1 of the real server for requests that ``answers`` passes on.
     """
 
     def __init__(self, answers: Answers, behind: int | None = None, host: str = "127.0.0.1") -> None:
@@ -78,7 +78,7 @@ class Malice:
         return f"http://{self._host}:{self.port}"
 
     def count(self, target: str = "", method: str = "") -> int:
-        """Return how many requests had this method and a target that matches the regular expression."""
+        """Return the number of requests with this method and a target that matches the regular expression."""
         asked = list(self.requests)
         return sum(1 for one in asked if method in {"", one.method} and re.search(target, one.target))
 
@@ -134,7 +134,7 @@ class Malice:
             writer.close()
 
     async def _pass_on(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Hand one request to the real server; the connection ends with its answer."""
+        """Pass one request to the real server; the connection ends with its answer."""
         there, back = await asyncio.open_connection("127.0.0.1", self._behind)
         try:
             lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]

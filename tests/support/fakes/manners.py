@@ -1,4 +1,4 @@
-"""Foreign registries, told by their manners: what each does that docker-registry does not."""
+"""Third-party registries, described by their differences from docker-registry."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -12,13 +12,13 @@ _SIGNED_FOR_GET = Fault(method="HEAD", status=403)
 
 @dataclass(frozen=True)
 class Manners:
-    """One registry's manners.
+    """The peculiarities of one registry.
 
     Args:
         tokens: its token service, which serves anybody.
-        quirks: what it does otherwise; one with ``redirect_to`` goes to its storage.
+        quirks: its deviations; one with ``redirect_to`` goes to its storage.
         of_storage: the same of the storage.
-        page_size: how much of a list it gives at once.
+        page_size: the number of entries on a page of a list.
         has_catalog: whether anybody gets its list of repositories.
     """
 
@@ -82,7 +82,7 @@ MANNERS = {
             ),
         ],
     ),
-    # A hundred names a page whatever is asked for; blobs lie at a CDN, which has no digests in its headers.
+    # Pages have a hundred names whatever is requested; blobs lie at a CDN, which sends no digests in its headers.
     "quay": Manners(
         TokenService("/v2/auth", "quay.io"),
         quirks=[replace(_TO_STORAGE, method="GET")],
@@ -106,7 +106,7 @@ MANNERS = {
 
 @asynccontextmanager
 async def registry_with(manners: Manners) -> AsyncIterator[FakeRegistry]:
-    """Start a registry with some manners, and the storage that it redirects to."""
+    """Start a registry with some peculiarities, and the storage to which it redirects."""
     async with AsyncExitStack() as stack:
         registry = FakeRegistry(tokens=manners.tokens, page_size=manners.page_size)
         storage = FakeRegistry()

@@ -1,4 +1,4 @@
-"""The ports in memory, for unit tests: they record what they were asked, wait when told to, and fail when told to."""
+"""The ports in memory, for unit tests: they record the calls, and wait and fail as a test says."""
 
 import asyncio
 import os
@@ -58,12 +58,12 @@ class MemoryStream:
             raise UpstreamUnavailableError("cut")
 
     async def aclose(self) -> None:
-        """Nothing to close."""
+        """Close nothing."""
 
 
 @dataclass
 class MemoryReader:
-    """A ``RegistryReader`` over dictionaries: ``requests`` holds (method, repository, what) in order."""
+    """A ``RegistryReader`` over dictionaries: ``requests`` holds (method, repository, object) in order."""
 
     tags: dict[tuple[str, str], Digest] = field(default_factory=dict)
     manifests: dict[tuple[str, Digest], Manifest] = field(default_factory=dict)
@@ -346,7 +346,7 @@ class MemoryHoldings:
                 yield routed.repository, digest
 
     def forget_answers(self, upstream: str, kind: ContentKind) -> None:
-        """Forget everything of a kind: nobody tells here what was pushed."""
+        """Forget everything of a kind: this fake does not know of pushes."""
         for key in [key for key in self.entries if key[0].upstream == upstream and key[1] is kind]:
             del self.entries[key]
 
@@ -396,7 +396,7 @@ class MemoryHoldings:
 
 @dataclass
 class ToldSeparation:
-    """A ``Separation`` as a test tells; by default of replicas that keep repositories apart."""
+    """A ``Separation`` with scripted answers; by default of replicas that keep repositories apart."""
 
     mixed: set[ContentKind] = field(default_factory=set)
 
@@ -410,7 +410,7 @@ class ToldSeparation:
         return True
 
     async def verify(self, kind: ContentKind) -> None:
-        """Nothing is left to ask."""
+        """Ask nothing."""
 
     async def can_believe(self, replica: str, kind: ContentKind) -> bool:  # noqa: ARG002 - they are all alike
         return kind not in self.mixed
@@ -455,7 +455,7 @@ def holdings_of(
 
 
 class MemoryAudit:
-    """An ``AuditLog`` that keeps what it is told."""
+    """An ``AuditLog`` that keeps its events."""
 
     def __init__(self, *, records_pulls: bool = False) -> None:
         self.events: list[AuditEvent] = []
@@ -493,12 +493,12 @@ class RecordingObserver:
         self.events.append(event)
 
     def found(self, event_class: type[_Event], *fields: object) -> list[_Event]:
-        """Return the events of a class that begin with these fields, in the order in which they came."""
+        """Return the events of a class that begin with the given fields, in the order in which they came."""
         same_class = [event for event in self.events if isinstance(event, event_class)]
         return [event for event in same_class if event[: len(fields)] == fields]
 
     def count(self, event_class: type[MetricEvent], *fields: object) -> int:
-        """Return how many events ``found`` returns."""
+        """Return the number of events that ``found`` returns."""
         return len(self.found(event_class, *fields))
 
     def total(self, event_class: type[MetricEvent], *fields: object) -> float:

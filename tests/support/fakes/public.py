@@ -209,7 +209,7 @@ class FakePush:
 
 @dataclass
 class FakeReferrers:
-    """A ``Referrers`` that answers with an index of what it was asked; ``last`` is where its next part begins."""
+    """A ``Referrers`` that answers with an index of its arguments; ``last`` is where its next part begins."""
 
     last: str | None = None
     error: Exception | None = None
@@ -231,7 +231,7 @@ class FakeReferrers:
 
 @dataclass
 class FakeManage:
-    """A ``Manage`` that only says what it was asked."""
+    """A ``Manage`` that only records its calls."""
 
     calls: list[tuple[str, str]] = field(default_factory=list)
 
@@ -273,7 +273,7 @@ class OneUpstream:
 
 @dataclass(frozen=True)
 class Raw:
-    """What came over a raw connection until it ended."""
+    """The bytes of a raw connection until its end."""
 
     data: bytes
 
@@ -292,7 +292,7 @@ class Raw:
 
 @dataclass
 class PublicBench:
-    """A running public listener and what stands behind it."""
+    """A running public listener and the fakes behind it."""
 
     directory: Path
     options: PublicOptions = field(default_factory=lambda: PublicOptions(service=SERVICE))
@@ -376,7 +376,7 @@ class PublicBench:
         self.control.grants.append(grant(subject, repository, *actions, tags=tags))
 
     async def raw(self, data: bytes, *, half_close: bool = False, timeout_seconds: float = 10) -> Raw:
-        """Send bytes as they are and return what comes until the server closes."""
+        """Send bytes unchanged and return the answer until the server closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(data)
@@ -396,7 +396,7 @@ class PublicBench:
 
 
 async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the connection ends, by a reset too."""
+    """Return the received bytes until the connection ends, by a reset too."""
     chunks: list[bytes] = []
     try:
         while chunk := await reader.read(1 << 20):

@@ -1,4 +1,4 @@
-"""A registry in memory on a real socket: records what it is asked, and misbehaves where it is told to."""
+"""A registry in memory on a real socket: records its requests, and misbehaves as a test says."""
 
 import asyncio
 import base64
@@ -32,10 +32,10 @@ class Recorded:
 
 @dataclass
 class Fault:
-    """What to do with requests whose method and target match, ``times`` times (None: always).
+    """A fault for requests whose method and target match, ``times`` times (None: always).
 
     ``target`` is searched as a regular expression. The first matching
-    fault applies; what it does not say is done right.
+    fault applies; all that it leaves open is done right.
     """
 
     target: str = ""
@@ -52,12 +52,12 @@ class Fault:
     cut_after: int | None = None  # close the connection after this many bytes of the body
     ignore_range: bool = False
     redirect_to: str | None = None  # 307 to this base URL, same path and query
-    only_found: bool = False  # redirect only what is there, and those who may have it
+    only_found: bool = False  # redirect only existing objects, for callers with the right
     gzip: bool = False
     html: bool = False  # 200 with a page of HTML
 
     def applies_to(self, request: Recorded) -> bool:
-        """Tell whether the request is meant."""
+        """Tell whether the fault is for the request."""
         return (
             self.times != 0
             and self.method in {None, request.method}
@@ -71,9 +71,9 @@ def _scope(repository: str | None, actions: str) -> str | None:
 
 @dataclass(frozen=True)
 class TokenService:
-    """How a registry gives tokens: at a path of its own, to the registry's ``bearer`` pair or, without one, to anybody.
+    """A registry's token service: at a separate path, for the ``bearer`` pair or, without one, for anybody.
 
-    ``scope`` makes the scope of a challenge of the repository that was asked for, None for /v2/ and the catalog;
+    ``scope`` makes the scope of a challenge of the requested repository, None for /v2/ and the catalog;
     ``refused`` is the status for tokens whose scopes match the regular expression.
     """
 
@@ -112,7 +112,7 @@ class FakeRegistry:
     ``basic`` (user, password) demands Basic; with ``bearer`` the same pair buys tokens at ``/token``, or as ``tokens``
     says, which alone gives them to anybody. ``page_size`` limits lists and makes Link headers. ``mixes`` are the kinds,
     "blobs" and "manifests", that it answers for in any repository. With one it does as zot with its dedupe: a blob that
-    is asked for is in the repository from then on, and a manifest whose blobs are not is MANIFEST_INVALID. ``stop`` and
+    is requested is in the repository from then on, and a manifest without its blobs is MANIFEST_INVALID. ``stop`` and
     ``start`` keep port and contents.
     """
 
@@ -149,7 +149,7 @@ class FakeRegistry:
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Listen, on the port it had before if it had one."""
+        """Listen, on its earlier port if it had one."""
         self._released = asyncio.Event()
         application = web.Application(client_max_size=1 << 30)
         application.router.add_route("*", "/{tail:.*}", self._handle)
@@ -175,14 +175,14 @@ class FakeRegistry:
         await self.stop()
 
     def release(self) -> None:
-        """Let the requests that stall now go on, as if nothing had been."""
+        """Let the stalled requests continue normally."""
         self._released.set()
         self._released = asyncio.Event()
 
     # ------------------------------------------------------------ contents and records
 
     def of(self, repository: str) -> _Contents:
-        """Return what it holds of a repository, made when absent."""
+        """Return its contents of a repository, made when absent."""
         return self.repositories.setdefault(repository, _Contents())
 
     def add_blob(self, repository: str, content: bytes) -> Digest:
@@ -192,14 +192,14 @@ class FakeRegistry:
         return digest
 
     def add_manifest(self, repository: str, body: bytes, *tags: str, media_type: str = OCI_MANIFEST) -> Digest:
-        """Put a manifest into a repository, with these tags on it."""
+        """Put a manifest into a repository, with the given tags on it."""
         digest = digest_of(body)
         self.of(repository).manifests[digest] = (media_type, body)
         self.of(repository).tags.update(dict.fromkeys(tags, digest))
         return digest
 
     def _find_anywhere(self, kind: str, name: str, digest: Digest) -> None:
-        """Take a content into a repository from any other, where this registry is one of those that do."""
+        """Copy a content into a repository from any other, where this registry mixes repositories."""
         for contents in list(self.repositories.values()) if kind in self.mixes else ():
             if kind == "blobs" and digest in contents.blobs:
                 self.of(name).blobs[digest] = contents.blobs[digest]
@@ -212,12 +212,12 @@ class FakeRegistry:
         return any(parse_digest(each["digest"]) not in self.of(name).blobs for each in descriptors)
 
     def inject(self, fault: Fault) -> Fault:
-        """Add a fault; the newest is looked at first."""
+        """Add a fault; the newest is tried first."""
         self.faults.insert(0, fault)
         return fault
 
     def count(self, method: str, target: str = "") -> int:
-        """Return how many requests with this method matched the regular expression."""
+        """Return the number of requests with this method that matched the regular expression."""
         return sum(1 for r in self.requests if r.method == method and re.search(target, r.target))
 
     async def wait_for(self, method: str, target: str = "", count: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Replicas, a spool and all that pushes stand on, in memory but for the store: for tests of what happens at a fault."""
+"""Replicas, a spool and the parts below pushes, in memory but for the store: for tests of faults."""
 
 import asyncio
 import os
@@ -65,9 +65,9 @@ _T = TypeVar("_T")
 
 @dataclass
 class MemoryReplica(MemoryReader):
-    """One replica: refuses manifests whose blobs it lacks, ``refuses_with`` the code of docker-registry or another.
+    """One replica: refuses manifests with missing blobs, ``refuses_with`` the code of docker-registry or another.
 
-    ``has_referrers`` gives it the referrers API. With ``is_sparse`` it takes an index whose children it lacks.
+    ``has_referrers`` gives it the referrers API. With ``is_sparse`` it accepts an index with missing children.
     ``errors`` are raised by the methods they are named after, ``gates`` hold them until set, ``cut_after`` makes every
     upload die after that many bytes.
     """
@@ -363,7 +363,7 @@ class MemorySpool:
 
 @dataclass
 class Pushing:
-    """Push and Manage over one upstream ``main``, with everything below them within reach."""
+    """Push and Manage over one upstream ``main``, with everything below them accessible to a test."""
 
     push: Push
     manage: Manage
@@ -399,7 +399,7 @@ class Pushing:
         return (await put).descriptor
 
     async def intents(self) -> dict[str, list[str]]:
-        """Return the open intents: what misses each key."""
+        """Return the open intents: the replicas that miss each key."""
         return {record.key: record.value["missing"] for record in await self.store.list(Table.INTENTS)}
 
 
@@ -407,7 +407,7 @@ class Pushing:
 async def pushing(
     directory: Path, replicas: ReplicaSet, spool: Spool, cache: BlobCache, holdings: Holdings
 ) -> AsyncIterator[Pushing]:
-    """Assemble the package under test over a store of its own, as the application does."""
+    """Assemble the package under test over a new store, as the application does."""
     async with AsyncExitStack() as stack:
         store, changes = await stack.enter_async_context(
             open_store(f"sqlite:///{directory / 'store.db'}", str(directory / "page"))
@@ -465,7 +465,7 @@ async def pushing(
 
 
 class _Replicas(MemoryReader):
-    """An ``UpstreamReader`` over all replicas: what any of them has, and a 404 only when none is away."""
+    """An ``UpstreamReader`` over all replicas: it serves what any of them has, and a 404 only when none is away."""
 
     def __init__(self, replicas: ReplicaSet, journal: Journal) -> None:
         super().__init__()
@@ -533,7 +533,7 @@ class Bench:
     under_test: Pushing
 
     def verifier(self) -> Verifier:
-        """Return what compares the replicas."""
+        """Return a comparison of the replicas."""
         pushing = self.under_test
         return Verifier(replica_set=self.replicas, store=pushing.store, journal=pushing.journal, referrers=pushing.tags)
 

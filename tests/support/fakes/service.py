@@ -17,13 +17,13 @@ from tests.support.fakes.worker import prepare, run_worker
 
 
 def load() -> RunCopy:
-    """Return what the fake worker does."""
+    """Return the function of the fake worker."""
     forget_configuration()
     return functools.partial(worker.main, run_worker, prepare)
 
 
 def main() -> None:
-    """Run it as ``serve`` does, or what makes its workers."""
+    """Run it as ``serve`` does, or its fork server."""
     if sys.argv[1] == "fork-server":
         if "RELOAD_HANGS" in os.environ:
             time.sleep(60)

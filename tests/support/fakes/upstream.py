@@ -1,4 +1,4 @@
-"""What tests of the upstream side start with: clients and replica sets on given servers, marks that are told."""
+"""The basis of tests of the upstream side: clients and replica sets on given servers, and scripted marks."""
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -40,7 +40,7 @@ async def open_client(
 
 @dataclass
 class ToldMarks:
-    """``Marks``, and the source of them, as a test tells: sets of (replica, tag or digest), and of replicas."""
+    """``Marks``, and the source of them, as a test sets them: sets of (replica, tag or digest), and of replicas."""
 
     tags: set[tuple[str, str]] = field(default_factory=set)
     tombstones: set[tuple[str, Digest]] = field(default_factory=set)

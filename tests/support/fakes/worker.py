@@ -2,7 +2,7 @@
 
 It answers one line for one line: ``pid``, ``slow`` (answers after ``go`` came on the same connection), ``inside``,
 ``reload``.
-How it starts is told by the first route's prefix: ``broken/``, ``never-ready/``, ``unprepared/`` or ``made-up/``.
+The first route's prefix decides its start: ``broken/``, ``never-ready/``, ``unprepared/`` or ``made-up/``.
 """
 
 import asyncio
@@ -70,7 +70,7 @@ async def run_worker(settings: Settings, context: worker.WorkerContext) -> None:
 
 
 async def prepare(settings: Settings, admin_password: str | None) -> str | None:
-    """Make up a password where none is given."""
+    """Generate a password where none is given."""
     if settings.routes[0].prefix == "unprepared/":
         raise OSError("the store is of a newer version")
     if settings.routes[0].prefix == "dying/":
