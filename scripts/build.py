@@ -84,6 +84,9 @@ PROGRAMS = (  # the most important first: the time may not be enough for all
     Program("cosign", "github.com/sigstore/cosign/v3", "v3.1.3", "cmd/cosign"),
     Program("dockerd", "github.com/moby/moby/v2", "v2.0.0-beta.24", "cmd/dockerd"),
     Program("notation", "github.com/notaryproject/notation", "v1.3.2", "cmd/notation"),
+    Program("helm", "helm.sh/helm/v3", "v3.22.0", "cmd/helm"),
+    Program("buildctl", "github.com/moby/buildkit", "v0.34.2", "cmd/buildctl"),
+    Program("buildkitd", "github.com/moby/buildkit", "v0.34.2", "cmd/buildkitd"),
 )
 
 

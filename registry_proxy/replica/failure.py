@@ -70,6 +70,12 @@ class BadUpstreamError(_BadGatewayError):
     text = "the upstream registry does not answer as a registry should"
 
 
+class SlowListError(BadUpstreamError):
+    """A 502: a list takes longer than clients may wait for one."""
+
+    text = "the upstream registry needs too long for this list"
+
+
 class AccessRefusedError(_BadGatewayError):
     """A 502: the replica refuses one request, or, where a probe meets it, our credentials.
 

@@ -22,7 +22,13 @@ from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, fallback_tags
 from registry_proxy.replica.client import HttpReplicaClient
-from registry_proxy.replica.failure import AccessRefusedError, BadUpstreamError, ReplicaFailedError, WrongBytesError
+from registry_proxy.replica.failure import (
+    AccessRefusedError,
+    BadUpstreamError,
+    ReplicaFailedError,
+    SlowListError,
+    WrongBytesError,
+)
 from registry_proxy.replica.listing import merged
 from registry_proxy.replica.streams import ReportedStream
 from registry_proxy.tasks import spawn
@@ -203,13 +209,13 @@ class FailoverReader:
         return self._proves_absent is not None and await self._proves_absent(routed, tag, silent)
 
     async def _in_time(self, client: HttpReplicaClient, listing: Awaitable[_T]) -> _T:
-        """Await a list of a replica for as long as a client may wait for it. Raises BadUpstreamError."""
+        """Await a list of a replica for as long as a client may wait for it. Raises SlowListError."""
         async with self._listings:
             try:
                 async with asyncio.timeout(LIST_SECONDS):
                     return await listing
             except TimeoutError as error:
-                raise BadUpstreamError(client.name, f"its list takes longer than {LIST_SECONDS:.0f} s") from error
+                raise SlowListError(client.name, f"its list takes longer than {LIST_SECONDS:.0f} s") from error
 
     # ------------------------------------------------------------ asking
 

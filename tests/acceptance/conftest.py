@@ -1,5 +1,6 @@
 """The programs of others that these tests need, the product before them, and the names of what is not installed."""
 
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from tests.acceptance.clients import Client
 from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
 from tests.support.copied import Copies
-from tests.support.product import Proxy, proxy_server
+from tests.support.product import Image, Proxy, make_image, proxy_server, random_bytes, tar_of
 from tests.support.servers import docker_registry, running, terminated, wait_until
 
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
@@ -68,6 +69,34 @@ def product(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterato
         yield proxy
 
 
+_IMAGES_BEFORE = ("buildctl", "cosign", "notation", "oras", "regctl")
+
+
+@pytest.fixture(scope="session", params=[None, 0, 1], ids=["both up", "first down", "second down"])
+def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
+    """Start two registries and the product, push an image for each client, and stop one registry, or none."""
+    root = tmp_path_factory.mktemp("outage")
+    registries = [docker_registry(root / name) for name in ("first", "second")]
+    proxy = proxy_server(root / "proxy", registries, copies=copies)
+    with ExitStack() as stack:
+        for server in (*registries, proxy):
+            stack.enter_context(running(server))
+        user = proxy.add_user("ann", pull_push_delete=["**"])
+        for program in _IMAGES_BEFORE:
+            user.push(f"before/{program}", "1", new_image())
+        wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
+        if request.param is not None:
+            registries[request.param].stop()
+            down = {"replica": f"127.0.0.1:{registries[request.param].port}", "state": "down"}
+            wait_until(lambda: proxy.metric("registry_proxy_replica_state", **down) == 1, "the replica is down")
+        yield proxy
+
+
+def new_image() -> Image:
+    """Return a small image that nobody has."""
+    return make_image(tar_of(random_bytes(2000)))
+
+
 _CONTAINERD = """
 version = 3
 root = "{root}/root"
@@ -92,6 +121,21 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with terminated(process):
         wait_until((root / "socket").exists, "containerd listens")
         yield root / "socket"
+
+
+@pytest.fixture(scope="session")
+def buildkitd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a buildkitd of our own, whose containers share the network; return its address."""
+    root = tmp_path_factory.mktemp("buildkitd")
+    address = f"unix://{root / 'socket'}"
+    command = [find_program("buildkitd") or "buildkitd", "--root", str(root / "root"), "--addr", address]
+    command += ["--containerd-worker=false", "--oci-worker-snapshotter", "native", "--oci-worker-net", "host"]
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}  # Debian's runc is in /usr/sbin
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    with terminated(process):
+        wait_until((root / "socket").exists, "buildkitd listens")
+        yield address
 
 
 LogIn = Callable[[str], Client]

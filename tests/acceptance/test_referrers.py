@@ -4,45 +4,17 @@ Reports: pipelines whose `cosign sign`, `oras attach` or `notation sign` ends in
 These clients ask for a tag that normally does not exist, and need to hear that it does not.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.acceptance.clients import Client
-from tests.support.copied import Copies
-from tests.support.product import Image, Proxy, User, make_image, proxy_server, random_bytes, tar_of
-from tests.support.servers import docker_registry, running, wait_until
+from tests.acceptance.conftest import new_image
+from tests.support.product import Proxy, User, random_bytes
 
 pytestmark = pytest.mark.acceptance
 _PASSWORD = "password of a user"
-_PROGRAMS = ("cosign", "notation", "oras", "regctl")
-
-
-@pytest.fixture(scope="module", params=[None, 0, 1], ids=["both up", "first down", "second down"])
-def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
-    """Start two registries and the product, push an image for each client, and stop one registry, or none."""
-    root = tmp_path_factory.mktemp("outage")
-    registries = [docker_registry(root / name) for name in ("first", "second")]
-    proxy = proxy_server(root / "proxy", registries, copies=copies)
-    with ExitStack() as stack:
-        for server in (*registries, proxy):
-            stack.enter_context(running(server))
-        user = proxy.add_user("ann", pull_push_delete=["**"])
-        for program in _PROGRAMS:
-            user.push(f"before/{program}", "1", new_image())
-        wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
-        if request.param is not None:
-            registries[request.param].stop()
-            down = {"replica": f"127.0.0.1:{registries[request.param].port}", "state": "down"}
-            wait_until(lambda: proxy.metric("registry_proxy_replica_state", **down) == 1, "the replica is down")
-        yield proxy
-
-
-def new_image() -> Image:
-    """Return a small image that nobody has."""
-    return make_image(tar_of(random_bytes(2000)))
 
 
 @pytest.fixture(params=["before", "meanwhile"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Repository
 from registry_proxy.replica import listing, long_lists
 from registry_proxy.replica.failure import BadUpstreamError
@@ -18,7 +19,7 @@ from registry_proxy.upstream import failover, sharing
 from registry_proxy.upstream.failover import FailoverReader
 from tests.conftest import StartProxy
 from tests.support.fakes.malice import Asked, Malice, Said, answer
-from tests.support.fakes.registry import FakeRegistry
+from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
 from tests.support.servers import Server, wait_until
 from tests.support.waiting import until
@@ -89,6 +90,21 @@ async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
                 await reader.list_tags(REPOSITORY)
             assert "takes longer than" in refused.value.reason
             await stays_quiet(malice, "tags/list")
+
+
+async def test_a_catalog_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its 502 names the replica and the time, and the replicas stay up."""
+    monkeypatch.setattr(failover, "LIST_SECONDS", 0.1)
+    async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
+        for registry in (a, b):
+            registry.inject(Fault("_catalog", stall=True))
+        with pytest.raises(RegistryError) as refused:
+            await FailoverReader(replicas, ToldMarks(), 0).list_repositories()
+        assert (refused.value.status, refused.value.code) == (502, ErrorCode.UNAVAILABLE)
+        assert "too long for this list" in refused.value.message
+        assert isinstance(refused.value.detail, dict)
+        assert refused.value.detail["reason"] == "its list takes longer than 0 s"
+        assert all(health.is_up for health in replicas.health().values())
 
 
 async def test_a_list_ends_with_its_callers() -> None:

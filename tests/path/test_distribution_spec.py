@@ -6,9 +6,10 @@ over one real registry, over two, and over two of which one is down; contents ar
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import httpx
@@ -82,14 +83,19 @@ def lose_one(proxy: Proxy, registries: list[Server]) -> None:
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "one is down")
 
 
+StartService = Callable[[str], Service]
+
+
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[dict[str, Service]]:
-    """Start the product over each number of registries."""
+def services(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[StartService]:
+    """Give the product over a number of registries; each is started at its first use."""
     require_program("docker-registry")
     root = tmp_path_factory.mktemp("specification")
     with ExitStack() as stack:
-        found = {}
-        for number, case in enumerate(CASES):
+
+        @cache
+        def start_service(case: str) -> Service:
+            number = CASES.index(case)
             names = "ab"[: 1 if case == CASES[0] else 2]
             registries = [docker_registry(root / f"{number}{name}", delete_enabled=True) for name in names]
             for registry in registries:
@@ -98,20 +104,24 @@ def services(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterat
             stack.enter_context(running(proxy))
             if case == DOWN:
                 lose_one(proxy, registries)
-            found[case] = Service(proxy.add_user("ann", pull_push_delete=["spec/**"]), registries)
-        yield found
+            return Service(proxy.add_user("ann", pull_push_delete=["spec/**"]), registries)
+
+        yield start_service
 
 
-@pytest.fixture(params=CASES)
-def service(services: dict[str, Service], request: pytest.FixtureRequest) -> Service:
-    """Give the product over one registry, over two, and over two of which one is down."""
-    return services[request.param]
+@pytest.fixture(scope="module", params=CASES)
+def service(services: StartService, request: pytest.FixtureRequest) -> Service:
+    """Give the product over one registry, over two, and over two of which one is down.
+
+    Of the scope of the module, so that tests of one case follow each other, and two workers start what they run.
+    """
+    return services(request.param)
 
 
-@pytest.fixture(params=CASES[:2])
-def whole(services: dict[str, Service], request: pytest.FixtureRequest) -> Service:
+@pytest.fixture(scope="module", params=CASES[:2])
+def whole(services: StartService, request: pytest.FixtureRequest) -> Service:
     """Give the product over registries that are all up, so that what none of them has is known to be absent."""
-    return services[request.param]
+    return services(request.param)
 
 
 def code(answer: httpx.Response) -> str:
@@ -200,9 +210,9 @@ def test_end_2_and_3_say_404_for_what_is_not_there(whole: Service, method: str, 
         assert method == "HEAD" or code(answer) == unknown
 
 
-def test_what_a_replica_that_is_down_may_hold_is_not_said_to_be_absent(services: dict[str, Service]) -> None:
+@pytest.mark.parametrize("service", [DOWN], indirect=True)
+def test_what_a_replica_that_is_down_may_hold_is_not_said_to_be_absent(service: Service) -> None:
     """While it cannot be known the answer is 503 with Retry-After, and never 404."""
-    service = services[DOWN]
     answer = service.ask("GET", new_repository(), f"/blobs/{ABSENT}")
     assert (answer.status_code, code(answer)) == (503, "UNAVAILABLE")
     assert "Retry-After" in answer.headers

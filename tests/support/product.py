@@ -187,10 +187,17 @@ class Image:
         return digest_of(self.manifest)
 
 
-def make_image(*layers: bytes, label: str = "") -> Image:
-    """Return an OCI image with the given layers; a different label makes a different image."""
+def make_image(*layers: bytes, label: str = "", **settings: object) -> Image:
+    """Return an OCI image with the given layers; a different label makes a different image.
+
+    Args:
+        layers: archives.
+        label: of the image.
+        settings: further ones of its containers, such as ``Entrypoint``.
+    """
     root = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
-    about = {"architecture": "amd64", "os": "linux", "config": {"Labels": {"label": label}}, "rootfs": root}
+    container = {"Labels": {"label": label}, **settings}
+    about = {"architecture": "amd64", "os": "linux", "config": container, "rootfs": root}
     config = json.dumps(about).encode()
     descriptors = [{"mediaType": OCI_LAYER, "digest": digest_of(layer), "size": len(layer)} for layer in layers]
     manifest = {
