@@ -33,13 +33,13 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.edge.server import run_public
 from registry_proxy.events.open import Events, open_events
+from registry_proxy.history.labels import read_labels
 from registry_proxy.history.open import History
 from registry_proxy.http.connections import Connections
 from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.discover import Discover
-from registry_proxy.operations.labels import read_labels
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.push import Push
@@ -318,5 +318,4 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             route=node.router.route,
             read_labels=partial(read_labels, warmer.pull),
         ),
-        find_tag=node.records.tag,
     )

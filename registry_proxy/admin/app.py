@@ -11,7 +11,7 @@ from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.cache import Cache, CacheResource
 from registry_proxy.admin.comparisons import ComparisonResource
 from registry_proxy.admin.deliveries import DeliveryResource
-from registry_proxy.admin.deployments import DeploymentResource, FindTag
+from registry_proxy.admin.deployments import DeploymentResource
 from registry_proxy.admin.exceptions import ExceptionResource
 from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
@@ -66,7 +66,6 @@ class AdminServices:
         audit_files: the audit log of the node.
         deliveries: events on their way to receivers.
         deployments: reports of what runs where.
-        find_tag: returns what is on record of a tag.
     """
 
     directory: Directory
@@ -85,7 +84,6 @@ class AdminServices:
     audit_files: AuditFiles
     deliveries: DeliveryRecord
     deployments: Deployments
-    find_tag: FindTag
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
@@ -118,7 +116,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         AuditResource(services.audit_files),
         SubscriptionResource(directory.subscriptions, services.deliveries),
         DeliveryResource(services.deliveries),
-        DeploymentResource(services.deployments, control, services.route, services.find_tag),
+        DeploymentResource(services.deployments, control, services.route, services.history.record),
         NodeResource(services.reload),
     ]
     for resource in (*resources, OpenApiResource(resources, _PREFIX)):

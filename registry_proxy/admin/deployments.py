@@ -1,7 +1,7 @@
 """Deployments of the admin API: reports of what was made to run where, and the list of them."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated
 
 from aiohttp import web
@@ -19,21 +19,18 @@ from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError
 from registry_proxy.api.requests import PAGE, parse_page, read_query
 from registry_proxy.directory.deployments import Deployments, ImageUnavailableError
+from registry_proxy.history.record import TagHistory
 from registry_proxy.ports.deployments import DeploymentHistory, DeploymentReport, Outcome, Receipt
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor
-from registry_proxy.ports.tags import TagRecord
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.patterns import compile_repository_pattern
-from registry_proxy.protocol.reference import Digest, Repository, Tag
+from registry_proxy.protocol.reference import Repository, Tag
 from registry_proxy.protocol.scope import Action
 from registry_proxy.tasks import request_id
 
 _FILTERS = (*PAGE, "repository", "environment", "history")
 _OutcomeName = Annotated[str, WithJsonSchema({"type": "string", "enum": [each.value for each in Outcome]})]
-
-FindTag = Callable[[RoutedRepository, Tag], Awaitable[TagRecord]]
-"""Returns what is on record of a tag. Raises StoreUnavailableError."""
 
 
 class DeploymentBody(Body):
@@ -49,7 +46,7 @@ class DeploymentBody(Body):
 
 
 class DeploymentDocument(Document):
-    """The receipt of a deployment. ``tag_moved`` tells whether the tag is another digest now; null for not known."""
+    """The receipt of a deployment. ``behind`` counts the moves of the tag since, up to 100; null for not known."""
 
     id: str
     environment: str
@@ -63,7 +60,7 @@ class DeploymentDocument(Document):
     subject: str
     source: str
     revision: str
-    tag_moved: bool | None
+    behind: int | None
 
 
 class DeploymentResource:
@@ -73,7 +70,7 @@ class DeploymentResource:
         deployments: reports and receipts.
         control: knows who may pull.
         route: says where a repository lies.
-        find_tag: returns what is on record of a tag.
+        history: knows how often a tag was moved since.
     """
 
     def __init__(
@@ -81,12 +78,12 @@ class DeploymentResource:
         deployments: Deployments,
         control: AccessControl,
         route: Callable[[Repository], RoutedRepository],
-        find_tag: FindTag,
+        history: TagHistory,
     ) -> None:
         self._deployments = deployments
         self._control = control
         self._route = route
-        self._find_tag = find_tag
+        self._history = history
 
     @Endpoint("POST /deployments", "Report a deployment", statuses=(201,), audience=Audience.SELF)
     async def report(self, request: web.Request, body: DeploymentBody) -> Answer[DeploymentDocument]:
@@ -131,21 +128,19 @@ class DeploymentResource:
 
     async def _document(self, history: DeploymentHistory, receipt: Receipt, tag: str) -> DeploymentDocument:
         """Return the document of a receipt; ``tag`` is "" where the caller may not know it."""
-        digest = await self._digest_of(Repository(history.repository), Tag(tag)) if tag else None
         return DeploymentDocument.of(
             receipt,
             tag=tag,
             environment=history.environment,
             repository=history.repository,
             runs=receipt == history.running,
-            tag_moved=None if digest is None else str(digest) != receipt.digest,
+            behind=await self._moves_since(Repository(history.repository), Tag(tag), receipt.digest) if tag else None,
         )
 
-    async def _digest_of(self, repository: Repository, tag: Tag) -> Digest | None:
-        """Return what a tag is now; None where it is not on record, or no route leads to it any more."""
+    async def _moves_since(self, repository: Repository, tag: Tag, digest: str) -> int | None:
         try:
-            return (await self._find_tag(self._route(repository), tag)).digest
-        except RegistryError:
+            return await self._history.moves_since(self._route(repository), tag, digest)
+        except RegistryError:  # no route leads to it any more
             return None
 
 

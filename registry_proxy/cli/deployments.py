@@ -11,9 +11,8 @@ from registry_proxy.terminal.times import PastMoment
 
 deployment_app = typer.Typer(help="Deployments: what runs where.", no_args_is_help=True)
 
-_COLUMNS = ("environment", "repository", "tag", "digest", "outcome", "runs", "since", "subject", "revision", "latest")
+_COLUMNS = ("environment", "repository", "tag", "digest", "outcome", "runs", "since", "subject", "revision", "behind")
 _SHORT_DIGEST = len("sha256:0123456789ab")
-_MOVED = {True: "moved on", False: "current", None: None}
 
 
 @deployment_app.command("list")
@@ -25,16 +24,13 @@ def list_deployments(
 ) -> None:
     """List what runs where, since when and from which commit, and later deployments that failed.
 
-    LATEST tells whether the tag is still the digest that runs.
+    BEHIND counts the moves of the tag since.
     """
     query = given(environment=environment, repository=repository, history="true" if history else None)
     with admin_client() as admin:
         found = admin.list_all("deployments", query=query)
         if not printed_json(found):
-            shown = [
-                {**each, "digest": each["digest"][:_SHORT_DIGEST], "latest": _MOVED[each["tag_moved"]]}
-                for each in found
-            ]
+            shown = [{**each, "digest": each["digest"][:_SHORT_DIGEST]} for each in found]
             print_table(_COLUMNS, shown, empty="No deployment is on record.")
 
 

@@ -8,6 +8,9 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Record, Store, Table
 from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag, parse_digest
 
+COUNTED_MAX = 100
+"""Limit of the moves that ``moves_since`` counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedTag:
@@ -43,6 +46,12 @@ class TagHistory:
         """
         records = await self._store.list(Table.MOVES, moves_prefix(routed, tag))
         return list(_chained([Move.of(record) for record in records]))
+
+    async def moves_since(self, routed: RoutedRepository, tag: Tag, digest: str) -> int | None:
+        """Return how often a tag was moved since it was a digest, COUNTED_MAX for that or more; None for not known."""
+        records = await self._store.list(Table.MOVES, moves_prefix(routed, tag), limit=COUNTED_MAX)
+        found = (number for number, record in enumerate(records) if Move.of(record).digest == digest)
+        return next(found, COUNTED_MAX if len(records) == COUNTED_MAX else None)
 
 
 def _recorded(record: Record) -> RecordedTag:

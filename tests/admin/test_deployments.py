@@ -12,14 +12,14 @@ from pytest_aiohttp import AiohttpClient
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.directory.secrets import SecretInput
+from registry_proxy.ports.history import Move, MoveKind, moves_prefix, stored_move
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.ports.store import Change, Table
-from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
+from registry_proxy.protocol.reference import Digest, Repository, digest_of
 from registry_proxy.protocol.scope import Action
-from registry_proxy.replication.tag_records import tag_record_key
 from tests.support.admin_bench import Contract, Node, admin_node, contract_of
 
 REPOSITORY = "team/app"
+ROUTED = RoutedRepository("main", Repository(REPOSITORY))
 
 
 @dataclass
@@ -81,7 +81,7 @@ async def test_a_report_is_answered_and_listed(bench: Bench) -> None:
         "runs": True,
         "at": "2023-01-31T08:00:00Z",
     }
-    assert (made["subject"], made["tag_moved"]) == ("user:admin", None)
+    assert (made["subject"], made["behind"]) == ("user:admin", None)
     assert await bench.listed() == [made]
     assert await bench.listed(query="?environment=staging") == []
     assert await bench.listed(query="?repository=team/other") == []
@@ -108,13 +108,25 @@ async def test_a_later_failure_is_listed_beside_what_runs(bench: Bench) -> None:
     assert len(await bench.listed(query="?history=true&repository=team/app&environment=production")) == 3
 
 
-async def test_a_tag_that_points_elsewhere_shows(bench: Bench) -> None:
-    """It costs no question to a registry: the record of the tag tells."""
-    key = tag_record_key(RoutedRepository("main", Repository(REPOSITORY)), Tag("1.2"))
-    await bench.node.store.commit([Change(Table.TAGS, key, {"digest": str(bench.digest)})])
-    assert (await bench.report(tag="1.2"))[1]["tag_moved"] is False
-    await bench.node.store.commit([Change(Table.TAGS, key, {"digest": str(digest_of(b"newer"))})])
-    assert [each["tag_moved"] for each in await bench.listed()] == [True]
+async def test_the_moves_of_the_tag_since_are_counted(bench: Bench) -> None:
+    """The history of the tag tells without a question to a registry; a tag that is back is not behind."""
+    prefix, digests = moves_prefix(ROUTED, "1.2"), [str(digest_of(content)) for content in (b"old", b"new", b"newer")]
+
+    async def move(number: int, digest: str) -> None:
+        await bench.node.store.commit([stored_move(prefix, Move(kind=MoveKind.PUSH, digest=digest), number)])
+
+    assert (await bench.report(tag="1.2"))[1]["behind"] is None
+    await move(1, digests[0])
+    await move(2, str(bench.digest))
+    assert (await bench.report(tag="1.2"))[1]["behind"] == 0
+    await move(3, digests[1])
+    await move(4, digests[2])
+    assert [each["behind"] for each in await bench.listed()] == [2]
+    await move(5, str(bench.digest))
+    assert [each["behind"] for each in await bench.listed()] == [0]
+    for number in range(6, 200):
+        await move(number, digests[number % 2])
+    assert [each["behind"] for each in await bench.listed()] == [100]
 
 
 async def test_robots_that_may_pull_report_and_users_need_push(bench: Bench) -> None:
@@ -139,7 +151,7 @@ async def test_what_a_caller_may_not_pull_shows_nowhere(bench: Bench) -> None:
     assert await bench.listed("user:bob") == []
     await bench.grant("user:bob", "pull", "push", tags="v*")
     (seen,) = await bench.listed("user:bob")
-    assert (seen["digest"], seen["tag"], seen["tag_moved"]) == (str(bench.digest), "", None)
+    assert (seen["digest"], seen["tag"], seen["behind"]) == (str(bench.digest), "", None)
     assert (await bench.report("user:bob", tag="secret-feature"))[0] == 403
     narrow = SecretInput(actions=(Action.PULL,))
     secret, _ = await bench.node.directory.secrets.add("user:bob", SecretKind.PERSONAL, narrow)

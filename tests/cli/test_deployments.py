@@ -26,7 +26,7 @@ def test_a_deployment_is_reported_and_listed(run: Run, listener: tuple[str, Node
         "SINCE",
         "SUBJECT",
         "REVISION",
-        "LATEST",
+        "BEHIND",
     ]
     assert heading.split() == columns
     assert runs.split()[:6] == ["production", "team/app", "1.2", str(digest)[:19], "succeeded", "yes"]

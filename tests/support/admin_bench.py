@@ -36,13 +36,13 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscriptions import CurrentSubscriptions
+from registry_proxy.history.labels import read_labels
 from registry_proxy.history.open import History
-from registry_proxy.operations.labels import read_labels
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
-from registry_proxy.ports.journal import IntentKey, IntentKind, Pause, PauseRefusedError
+from registry_proxy.ports.journal import Pause, PauseRefusedError
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.repair import Comparison, Difference, RepairStatus
 from registry_proxy.ports.replicas import ReplicaState, ReplicaStatus
@@ -51,7 +51,6 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
-from registry_proxy.replication.tag_records import read_record
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.routing import PrefixRouter, Route
@@ -379,7 +378,6 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     route=router.route,
                     read_labels=partial(read_labels, pull),
                 ),
-                find_tag=lambda routed, tag: read_record(store, IntentKey(routed, IntentKind.TAG, tag)),
             )
             app = make_admin_app(services)
             yield Node(
