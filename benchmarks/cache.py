@@ -2,9 +2,9 @@
 
     python -m benchmarks.cache
 
-The trace has the shape that registries see: layers asked for by a zipf law, whose popularity drifts, and jobs that read
+The trace has the shape that registries see: layers requested by a zipf law, whose popularity drifts, and jobs that read
 much once (a mirror, a scanner, a CI run of an old branch). The cache's real code decides, in a memory file system; LRU
-is simulated beside it. A trace has no clock of its own, so what follows within a minute counts here as another use.
+is simulated beside it. A trace has no clock of its own, so later requests within a minute count as another use.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from registry_proxy.telemetry.metrics import PrometheusObserver
 
 
 def trace(seed: int, requests: int, contents: int, scan_share: float) -> Iterator[tuple[int, int]]:
-    """Give (content, KiB): zipf 0.9 over ``contents`` with drift, and scans of what nobody asks for again."""
+    """Give (content, KiB): zipf 0.9 over ``contents`` with drift, and scans of contents that are used only once."""
     chance = random.Random(seed)
     weights = list(accumulate(1 / rank**0.9 for rank in range(1, contents + 1)))
     scanned, drift = contents * 1000, 0
@@ -123,7 +123,7 @@ def compare_eviction(requests: int, contents: int) -> None:
 
 
 def start_with(entries: int, directory: str) -> None:
-    """Print how long a cache of that many contents takes to be ready, and its memory."""
+    """Print the time until a cache with a number of contents is ready, and its memory."""
     root = Path(tempfile.mkdtemp(dir=directory))
     prepare_cache(root)
     paths = CachePaths(str(root))

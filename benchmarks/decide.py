@@ -1,4 +1,4 @@
-"""How long one decision takes, from 10,000 grants and 1,000 groups; and how long a change of them takes to be in force.
+"""The time of one decision over 10,000 grants and 1,000 groups; and the time until a change of them is in force.
 
 Part of `make bench`. Nothing is remembered where it says "first": every question is a new one.
 """
@@ -20,7 +20,7 @@ PATTERNS = ("team{}/**", "team{}/app-*", "team{}/a/b", "org/*/team{}/**", "**/sh
 
 
 def make_policy(chance: random.Random) -> Policy:
-    """Return a policy of the size that is measured: each user in ten groups, grants mostly to groups."""
+    """Return a policy of the measured size: each user in ten groups, grants mostly to groups."""
     users = [User(f"u{number}", "$argon2id$") for number in range(USERS)]
     groups = [
         Group(f"g{number}", tuple(f"u{chance.randrange(USERS)}" for _ in range(10 * USERS // GROUPS)))
@@ -42,7 +42,7 @@ def make_policy(chance: random.Random) -> Policy:
 
 
 def measured(ask: Callable[[int], object], count: int) -> list[float]:
-    """Return the seconds that each of so many calls took."""
+    """Return the seconds of each of a number of calls."""
     taken = []
     for number in range(count):
         started = time.perf_counter()

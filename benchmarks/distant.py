@@ -1,6 +1,6 @@
 """A cold pull of a five-layer image from a distant registry: straight from it, through the proxy, with prefetch.
 
-Part of `make bench`. A link of 10 ms and 100 Mbit/s lies between the registry and whoever asks it; the client asks for
+Part of `make bench`. A link of 10 ms and 100 Mbit/s lies between the registry and its client; the client asks for
 the manifest and then for the blobs, several at a time as docker does, or one after the other as skopeo does.
 """
 
@@ -28,7 +28,7 @@ LINK_SECONDS = 0.010
 
 
 def pull(url: str, token: str, image: Image, at_once: int) -> float:
-    """Pull an image as a client does; return the seconds it took."""
+    """Pull an image as a client does; return the seconds."""
     headers = {"Accept": OCI_MANIFEST} | ({"Authorization": f"Bearer {token}"} if token else {})
     with httpx.Client(base_url=f"{url}/v2/{REPOSITORY}", headers=headers, timeout=120) as client:
         started = time.perf_counter()
@@ -40,7 +40,7 @@ def pull(url: str, token: str, image: Image, at_once: int) -> float:
 
 
 def compare(layer_bytes: int, rounds: int, at_once: Sequence[int]) -> None:
-    """Print how long each way takes."""
+    """Print the time of each way."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         registry = stack.enter_context(running(docker_registry(root / "registry")))

@@ -1,7 +1,7 @@
-"""What failures cost a client: a registry that is killed, is silent or slow; and how soon rights count elsewhere.
+"""The cost of failures for a client: a registry that is killed, silent or slow; and the delay of rights elsewhere.
 
-Part of `make bench`. Two real registries, each behind a relay that delays its answers, or stops at the byte where it is
-to be killed. For the delay of revocations and grants: two nodes of the product on one real Redis.
+Part of `make bench`. Two real registries, each behind a relay that delays its answers, or stops at the byte of
+the kill. For the delay of revocations and grants: two nodes of the product on one real Redis.
 """
 
 import argparse
@@ -52,7 +52,7 @@ HEADING = "| ms | median | p99 | worst |\n|---|---|---|---|"
 
 
 def timed(client: httpx.Client, method: str, path: str) -> float:
-    """Return the seconds that a request took, which has to be answered with 200."""
+    """Return the seconds of a request, whose answer must be 200."""
     begun_at = time.perf_counter()
     answer = client.request(method, path, headers={"Accept": OCI_MANIFEST})
     seconds = time.perf_counter() - begun_at
@@ -64,7 +64,7 @@ def timed(client: httpx.Client, method: str, path: str) -> float:
 
 
 def kills(pair: Relayed, count: int, chance: random.Random) -> None:
-    """Print how much later a download ends when the registry that serves it is killed."""
+    """Print the delay of a download when the registry that serves it is killed."""
     undisturbed, wrong = [], 0
     blobs = []
     for _ in range(count):
@@ -95,7 +95,7 @@ def push_image(registry: Server, tag: str, image: Image, repository: str = REPOS
 
 
 def add_images(pair: Relayed, prefix: str, count: int) -> list[Image]:
-    """Put images, each with a tag of its own, into both registries."""
+    """Put images, each under its own tag, into both registries."""
     images = [make_image(random_bytes(20_000), label=f"{prefix} {number}") for number in range(count)]
     for number, image in enumerate(images):
         for registry in pair.registries:
@@ -110,7 +110,7 @@ def head_tags(client: httpx.Client, prefix: str, images: Sequence[Image]) -> lis
 
 @dataclass(frozen=True)
 class Beside:
-    """One proxy before two upstreams of two registries each, which share the one that stays well."""
+    """One proxy before two upstreams of two registries each, which share the healthy one."""
 
     hole: Server
     well: Sequence[Server]
@@ -118,7 +118,7 @@ class Beside:
     user: User
 
     def paths(self, repository: str, kind: str, count: int) -> list[str]:
-        """Put contents where an upstream has its repository; return what to ask for to get each the first time."""
+        """Put contents where an upstream has its repository; return the paths for the first request of each."""
         upstream, _, name = repository.partition("/")
         registries = (self.hole, self.well[0]) if upstream == "holed" else self.well
         if kind == "GET":
@@ -131,12 +131,12 @@ class Beside:
         return [f"/manifests/{number}" for number in range(count)]
 
     def hole_is_up(self) -> bool:
-        """Tell whether the product takes the registry that stands still for well."""
+        """Tell whether the product marks the hung registry as up."""
         labels = {"upstream": "holed", "replica": f"127.0.0.1:{self.hole.port}"}
         return self.proxy.metric("registry_proxy_replica_state", state="up", **labels) == 1
 
     def asked(self) -> float:
-        """Return how many requests, answered or not, that registry was sent."""
+        """Return the number of requests, answered or not, to that registry."""
         return self.proxy.metric("registry_proxy_upstream_requests_total", replica=f"127.0.0.1:{self.hole.port}")
 
 
@@ -157,9 +157,9 @@ def beside(root: Path) -> Iterator[Beside]:
 
 
 def black_hole(servers: Beside, kind: str, text: str, count: int) -> None:
-    """Print what a registry costs that accepts connections and never answers, once its deadline has been paid.
+    """Print the cost of a registry that accepts connections and never answers, after its deadline has passed once.
 
-    In turns: a request to the upstream with that registry, and two to one without; the second of these tells how much
+    In turns: a request to the upstream with that registry, and two to one without; the second of these shows how much
     two figures differ by chance.
     """
     rows = {"undisturbed": "main/usual", "undisturbed, again": "main/again", "beside the black hole": "holed/usual"}
@@ -196,7 +196,7 @@ def black_hole(servers: Beside, kind: str, text: str, count: int) -> None:
 
 
 def slow_replica(pair: Relayed, count: int, delay_seconds: float) -> None:
-    """Print what a registry costs that answers late."""
+    """Print the cost of a registry that answers late."""
     pair.wait_for_both()
     usual_images, images = add_images(pair, "quick", count), add_images(pair, "slow", count)
     with pair.user.client(REPOSITORY) as client:
@@ -231,7 +231,7 @@ def two_nodes(root: Path) -> Iterator[list[Proxy]]:
 
 
 def seconds_until(client: httpx.Client, path: str, statuses: set[int]) -> float:
-    """Return the seconds until a node answers so."""
+    """Return the seconds until a node gives the expected answer."""
     begun_at = time.perf_counter()
     while client.get(path).status_code not in statuses:
         time.sleep(_POLL_SECONDS)
@@ -239,7 +239,7 @@ def seconds_until(client: httpx.Client, path: str, statuses: set[int]) -> float:
 
 
 def rights(root: Path, trials: int) -> None:
-    """Print how long after it was acknowledged by one node a change of rights counts on both."""
+    """Print the time until a change of rights, acknowledged by one node, counts on both."""
     delays: dict[str, list[float]] = {}
     with two_nodes(root) as nodes, nodes[0].admin() as admin:
         user = nodes[0].add_user("ann", pull_push=[REPOSITORY])

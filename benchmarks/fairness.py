@@ -9,8 +9,8 @@ The well-behaved caller of an abuser makes the same load as far as the node can 
 - withheld bodies: as many connections, which last as long and each send one login; but its body comes whole;
 - all others: as many requests a second, which pull a manifest.
 
-The registries' fronts, which are the malicious upstream, run in a process of their own: what they cost is no delay of
-the clients that are measured.
+The registries' fronts, which are the malicious upstream, run in a separate process: their cost is no delay of
+the measured clients.
 """
 
 import argparse
@@ -45,19 +45,19 @@ ABUSER_ADDRESS = "127.0.0.2"
 CLIENT_ADDRESS = "127.0.0.3"
 WITHHELD_CONNECTIONS = 2000
 WITHHELD_SECONDS = (10, 15)
-"""How long a withheld body is waited for: ``registry_proxy.edge.exchange.SMALL_BODY_SECONDS``, scattered."""
+"""The time limit of a withheld body: ``registry_proxy.edge.exchange.SMALL_BODY_SECONDS``, scattered."""
 POISON = "poison/app"
 LISTED = "endless/app"
 PASSWORD = "password of a user"
 FORK = multiprocessing.get_context("fork")
 
 Step = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
-"""One request, or several, of an abuser or of its well-behaved twin; given a number that grows."""
+"""One request, or several, of an abuser or of its well-behaved twin; receives a number that grows."""
 
 
 @dataclass
 class Outcome:
-    """Requests of the ordinary clients: the seconds that each took, and the failures."""
+    """Requests of the ordinary clients: the seconds of each, and the failures."""
 
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Place:
-    """The running proxy, and what its clients use."""
+    """The running proxy, and the data of its clients."""
 
     proxy: Proxy
     image: Image
@@ -97,7 +97,7 @@ def session(address: str) -> aiohttp.ClientSession:
 
 
 async def read(http: aiohttp.ClientSession, url: str, headers: dict[str, str], *, wanted: int = 200) -> bytes:
-    """GET a URL; raise unless the status is the one that is wanted."""
+    """GET a URL; raise unless the status is the expected one."""
     async with http.get(url, headers=headers) as got:
         body = await got.read()
         if got.status != wanted:
@@ -158,11 +158,11 @@ async def be_ordinary(place: Place, requests: int) -> Outcome:
     return outcome
 
 
-# The abusers; each in a process of its own
+# The abusers; each in a separate process
 
 
 async def ask(http: aiohttp.ClientSession, method: str, url: str, **options: Any) -> None:
-    """Send a request and read its answer, whatever it is."""
+    """Send a request and read its answer, whatever the status is."""
     async with http.request(method, url, **options) as got:
         await got.read()
 
@@ -274,7 +274,7 @@ async def send_garbage(port: int) -> None:
 
 
 async def repeat(step: Step, rate: float) -> None:
-    """Take a step so many times a second, without waiting for the one before."""
+    """Take a step a number of times a second, without waiting for the one before."""
     async with session(ABUSER_ADDRESS) as http:
         running_steps: set[asyncio.Task[None]] = set()
         for number in itertools.count():
@@ -325,7 +325,7 @@ def beside(place: Place, kind: str | None, rate: float, requests: int) -> Outcom
     finally:
         process.kill()
         process.join()
-        time.sleep(2)  # what it left behind ends
+        time.sleep(2)  # its leftovers end
 
 
 def answers(asked: Asked) -> bytes | None:
@@ -343,7 +343,7 @@ def answers(asked: Asked) -> bytes | None:
 
 @contextmanager
 def front(behind: int) -> Iterator[int]:
-    """Answer before a registry, in a process of its own; give the port."""
+    """Answer before a registry, in a separate process; give the port."""
     ours, theirs = FORK.Pipe()
 
     def serve() -> None:

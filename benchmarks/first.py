@@ -36,7 +36,7 @@ REPOSITORY = "bench/app"
 
 @dataclass
 class Stage:
-    """All servers, and the contents they serve."""
+    """All servers, and their contents."""
 
     backend: Server
     distribution: Server
@@ -47,7 +47,7 @@ class Stage:
     nginx_root: Path
 
     def targets(self, path: str) -> list[Target]:
-        """Return who serves /v2/bench/app/<path>: the yardstick, the rival, ours."""
+        """Return the servers of /v2/bench/app/<path>: the yardstick, the rival, ours."""
         accept = f"Accept: {OCI_MANIFEST}"
         suffix = f"/v2/{REPOSITORY}/{path}"
         return [
@@ -121,7 +121,7 @@ def measure_hot(stage: Stage, path: str, *, connections: int, seconds: int, roun
 
 
 def measure_herd(stage: Stage, rounds: int) -> tuple[dict[str, list[Herd]], dict[str, int]]:
-    """Return the herds by target, and how many GETs of the blobs each caused at the backend."""
+    """Return the herds by target, and the number of GETs of the blobs that each caused at the backend."""
     herds: dict[str, list[Herd]] = {}
     gets: dict[str, int] = {}
     for _ in range(rounds):

@@ -27,7 +27,7 @@ SLOW_BYTES_PER_SECOND = 5 * MIB
 
 @dataclass(frozen=True)
 class Run:
-    """What a crowd saw: seconds from its start to the first and the last body's end, and to the last first byte."""
+    """The figures of a crowd: seconds from its start to the first and last body's end, and to the last first byte."""
 
     last_done: float
     last_first_byte: float
@@ -35,7 +35,7 @@ class Run:
 
 
 def measure(url: str, body: bytes, headers: Sequence[str], clients: int, pid: int) -> Run:
-    """Let some clients ask at the same moment; raise unless each got as many bytes as it should."""
+    """Send the requests of some clients at the same moment; raise unless each receives the expected number of bytes."""
     crowd = Crowd(url, body, headers, clients, compare=False)
     crowd.connect()
     before = cpu_seconds(pid)
@@ -50,13 +50,13 @@ def measure(url: str, body: bytes, headers: Sequence[str], clients: int, pid: in
 
 
 def header_of(proxy: Proxy) -> list[str]:
-    """Return the header that lets a client pull."""
+    """Return the header with which a client may pull."""
     user = proxy.add_user("bench", pull=["bench/**"])
     return [f"Authorization: Bearer {user.token(f'repository:{REPOSITORY}:pull')}"]
 
 
 def slow(root: Path, registry: Server, size_bytes: int, rounds: int) -> None:
-    """Print how much later than one client alone the last of a herd is done, with a slow upstream."""
+    """Print the delay of the last client of a herd against one client alone, with a slow upstream."""
     alone: list[Run] = []
     herd: list[Run] = []
     direct: list[Run] = []
@@ -109,7 +109,7 @@ def fast(root: Path, registry: Server, size_bytes: int, rounds: int) -> None:
             hot.append(measure(nginx.url + path, blob, [], CLIENTS, nginx.pid))
             cold.append(measure(proxy.url + path, blob, headers, CLIENTS, proxy.pid))
             warm.append(measure(proxy.url + path, blob, headers, CLIENTS, proxy.pid))
-            time.sleep(0.5)  # what the kernel writes back belongs to no round
+            time.sleep(0.5)  # the write-back of the kernel belongs to no round
     print(
         f"\n### {size_bytes // MIB} MiB blob, {CLIENTS} clients at once, upstream unlimited, 2 workers\n\n"
         "| server | last client s | x nginx | last first byte ms | CPU s |\n|---|---|---|---|---|"

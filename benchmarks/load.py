@@ -24,7 +24,7 @@ end
 
 @dataclass(frozen=True)
 class Target:
-    """Something to be measured: where one content is served, and the process whose tree pays for it."""
+    """A subject of a measurement: the address of one content, and the process whose tree pays for it."""
 
     name: str
     url: str
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Load:
-    """What a run of requests gave and cost; ``cpu_seconds`` is user and system time of the server's tree."""
+    """The result and the cost of a run of requests; ``cpu_seconds`` is user and system time of the server's tree."""
 
     requests: int
     size_bytes: int
@@ -66,7 +66,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Herd:
-    """What many clients of one cold blob saw; times in seconds from the common start."""
+    """The figures of many clients of one cold blob; times in seconds from the common start."""
 
     last_done: float
     last_first_byte: float
@@ -118,7 +118,7 @@ def _receive(target: Target, start: threading.Barrier, results: list[tuple[float
             head += connection.recv(65536)
         first_byte = time.perf_counter() - began
         received = len(head.partition(b"\r\n\r\n")[2])
-        # MSG_TRUNC throws the bytes away in the kernel: the client must not be what is measured.
+        # MSG_TRUNC discards the bytes in the kernel: the client must not be the measured part.
         while count := connection.recv_into(buffer, len(buffer), socket.MSG_TRUNC):
             received += count
     ok = head.startswith(b"HTTP/1.1 200")
@@ -126,7 +126,7 @@ def _receive(target: Target, start: threading.Barrier, results: list[tuple[float
 
 
 def run_herd(target: Target, *, clients: int, size_bytes: int) -> Herd:
-    """Let many clients ask for one blob at the same moment."""
+    """Send the requests of many clients for one blob at the same moment."""
     start = threading.Barrier(clients)
     results: list[tuple[float, float, int]] = []
     before = cpu_seconds(target.pid)
@@ -144,7 +144,7 @@ def run_herd(target: Target, *, clients: int, size_bytes: int) -> Herd:
 
 
 def describe_machine() -> str:
-    """Return one line about where the figures come from."""
+    """Return one line about the origin of the figures."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "unknown processor")
     return f"{os.cpu_count()} cores, {model}, Linux {os.uname().release}"

@@ -1,6 +1,6 @@
-"""How fast a registry that was away is repaired: few large blobs, many small ones, from the cache and from a registry.
+"""The speed of a registry's repair after an absence: few large blobs, many small ones, from cache and registry.
 
-Part of `make bench`. Two real registries; what one of them missed is pushed through the proxy while it is down.
+Part of `make bench`. Two real registries; images are pushed through the proxy while one of them is down.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Missed:
-    """What a registry is made to miss: images of one layer, each with a tag of its own."""
+    """The images that a registry misses: one layer each, each under its own tag."""
 
     name: str
     images: int
@@ -63,7 +63,7 @@ def push_all(user: User, missed: Missed, run: int) -> None:
 
 
 def measure(proxy: Proxy, away: Server, user: User, missed: Missed, run: int, *, from_cache: bool) -> Run:
-    """Let one registry miss some images, and time its repair; raise when it fails."""
+    """Make one registry miss some images, and time its repair; raise when it fails."""
     away.stop(9)
     push_all(user, missed, run)
     if not from_cache:

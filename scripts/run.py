@@ -1,4 +1,4 @@
-"""Starts two registries and the proxy, or with CONFIG=file.yaml the proxy alone, and stops all it started."""
+"""Starts two registries and the proxy, or with CONFIG=file.yaml only the proxy, and stops all of them."""
 
 import ctypes
 import os
@@ -32,13 +32,13 @@ libc = ctypes.CDLL(None)
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this process with its parent, however that ends."""
+    """Make the kernel end this process with its parent, however that ends."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry that was started here; ``command`` starts it again from a shell, ``log`` is what it writes."""
+    """A registry that was started here; ``command`` starts it again from a shell, ``log`` is its log file."""
 
     number: int
     process: "subprocess.Popen[str]"
@@ -47,7 +47,7 @@ class Registry:
 
 
 def start(command: Sequence[str], **options: object) -> "subprocess.Popen[str]":
-    """Start a program out of reach of the terminal's signals: who stops when is decided here."""
+    """Start a program out of reach of the terminal's signals: the order of stops is decided here."""
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return] # options are those of Popen
         command,
         text=True,
@@ -69,13 +69,13 @@ def stop(process: "subprocess.Popen[str]") -> None:
 
 
 def registry_ports(settings: Settings) -> list[int]:
-    """Return the port of each registry that is ours to start: the replicas on this machine."""
+    """Return the port of each registry that we start: the replicas on this machine."""
     replicas = [replica for upstream in settings.upstreams.values() for replica in upstream.replicas]
     return [replica.port for replica in replicas if replica.host == LOOPBACK]
 
 
 def refuse_taken_ports(settings: Settings) -> None:
-    """Say who holds the ports we need, before anything is started, and how to take others."""
+    """Name the holders of the ports that we need, before anything is started, and the way to other ports."""
     keys = {settings.listen.port: "LISTEN", settings.admin_listen.port: "ADMIN_LISTEN"}
     keys |= dict.fromkeys(registry_ports(settings), "UPSTREAMS__MAIN__REPLICAS")
     taken = [
@@ -91,11 +91,11 @@ def refuse_taken_ports(settings: Settings) -> None:
 
 
 def start_registry(number: int, port: int) -> Registry:
-    """Start one of Debian's docker-registry with a store of its own under var/."""
+    """Start one of Debian's docker-registry with a separate store under var/."""
     home = ROOT / "var" / f"registry-{number}"
     home.mkdir(parents=True, exist_ok=True)
     config = home / "config.yml"
-    if not config.exists():  # made once: the secret lets an upload go on after a restart
+    if not config.exists():  # made once: with the secret an upload can continue after a restart
         config.touch(mode=0o600)
         config.write_text(
             "version: 0.1\n"
@@ -104,7 +104,7 @@ def start_registry(number: int, port: int) -> Registry:
             f"http: {{secret: {secrets.token_hex(16)}}}\n",
             encoding="utf-8",
         )
-    # It takes all that begin with REGISTRY_ for its own, ours too.
+    # It reads all variables that begin with REGISTRY_ as its own, ours too.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
     address = {"REGISTRY_HTTP_ADDR": f"{LOOPBACK}:{port}"}
     command = [shutil.which("docker-registry") or "docker-registry", "serve", str(config)]
@@ -117,7 +117,7 @@ def start_registry(number: int, port: int) -> Registry:
             sys.exit(f"registry {number} does not start: see {home / 'log'}")
         time.sleep(0.05)
     print(f"registry {number}: http://{LOOPBACK}:{port}, data in {home / 'data'}", flush=True)
-    # docker-registry takes every variable that begins with REGISTRY_ for its own, podman's REGISTRY_AUTH_FILE too.
+    # docker-registry reads every variable that begins with REGISTRY_ as its own, podman's REGISTRY_AUTH_FILE too.
     again = " ".join(["env -i", *(f"{name}={value}" for name, value in address.items()), *map(shlex.quote, command)])
     return Registry(number, process, again, home / "log")
 
@@ -133,7 +133,7 @@ def tell_of_end(registry: Registry, is_stopping: threading.Event) -> None:
 
 
 class Signals:
-    """Passes SIGINT and SIGTERM on to the proxy, each person's wish once."""
+    """Passes SIGINT and SIGTERM on to the proxy, each wish of a person once."""
 
     def __init__(self) -> None:
         self._proxy: subprocess.Popen[str] | None = None
@@ -150,12 +150,12 @@ class Signals:
             self._proxy.terminate()
 
     def watch(self, proxy: "subprocess.Popen[str]") -> None:
-        """From now on there is a proxy to drain."""
+        """Begin to pass signals on: now there is a proxy to drain."""
         self._proxy = proxy
 
 
 def tell(proxy: "subprocess.Popen[str]") -> None:
-    """Print what the proxy prints, and once it is ready how to go on."""
+    """Print the output of the proxy, and once it is ready the next steps."""
     assert proxy.stdout is not None
     for line in proxy.stdout:
         print(line, end="", flush=True)

@@ -1,4 +1,4 @@
-"""How a node is made ready, and what it says when that cannot be done."""
+"""The start of a node, and its messages when it fails."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from registry_proxy.config.model import Settings
     ],
 )
 async def test_a_signing_key_that_cannot_be_used_is_told(tmp_path: Path, key_file: str, text: str) -> None:
-    """With its key and the path that was configured, not as a defect, and before the store has a first admin."""
+    """The error has the key and the configured path, is no defect, and comes before the store has a first admin."""
     (tmp_path / "config.yaml").write_text("workers: 1")
     configured = str(tmp_path / key_file)
     document = {

@@ -1,4 +1,4 @@
-"""The documents say what the code says: keys, defaults, metrics, commands, and links that lead somewhere."""
+"""The documents agree with the code: keys, defaults, metrics, commands, and links to files that exist."""
 
 import ast
 import json
@@ -89,7 +89,7 @@ def test_the_programs_of_others_are_documented_and_no_other() -> None:
 
 
 def test_every_command_is_documented_and_no_other() -> None:
-    """The table of the admin API names exactly the commands there are below each noun."""
+    """The table of the admin API names exactly the existing commands below each noun."""
     documented: dict[str, set[str]] = {}
     for row in table("admin"):
         noun, *verbs = re.findall(r"[a-z]+", row[1].split("`")[1])
@@ -120,14 +120,14 @@ def test_no_line_is_said_twice_in_a_row(document: Path) -> None:
 
 
 def test_every_make_target_that_is_named_exists() -> None:
-    """What the documents tell to type is there."""
+    """Every make target in the documents exists."""
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for document in DOCUMENTS:
         assert set(re.findall(r"`(?:\S+ )?make ([a-z]+)", document.read_text())) <= targets, document.name
 
 
 def test_the_tests_that_are_named_exist() -> None:
-    """What the promise of availability names as its proof is there."""
+    """Every test that the promise of availability names as its proof exists."""
     text = (ROOT / "docs" / "availability.md").read_text()
     existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     named = set(re.findall(r"`(?:tests/(?:\w+/)*)?(test_\w+\.py)`", text))
@@ -137,7 +137,7 @@ def test_the_tests_that_are_named_exist() -> None:
 
 
 def test_the_schema_of_the_configuration_is_current() -> None:
-    """`make schema` would change nothing, and the examples are what it describes; a misspelt key is not."""
+    """`make schema` would change nothing, the examples are valid, and a misspelt key is not."""
     text = (ROOT / "config" / "schema.json").read_text()
     assert text == Settings.schema_for_editors()
     validator = jsonschema_rs.validator_for(json.loads(text))
@@ -196,7 +196,7 @@ def test_each_decision_is_one_file_with_a_status() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    """The README is read to its end: tables stand in docs/reference."""
+    """The README is short enough to be read to its end: tables are in docs/reference."""
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 

@@ -1,4 +1,4 @@
-"""The shape of the package, read from its source: imports point down only, and tests stand where their module does."""
+"""The shape of the package, read from its source: imports point only down, and tests mirror the modules."""
 
 import ast
 import sys
@@ -11,8 +11,8 @@ PACKAGE = ROOT / "registry_proxy"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
-# The arrows between the parts, from below to above: exactly those that there are. Those in the middle stand side by
-# side and never see each other; `replication` writes to the replicas what `operations` asks its port for, `repair`
+# The arrows between the parts, from below to above: exactly the existing ones. Those in the middle stand side by
+# side and never see each other; `replication` does the writes that `operations` asks its port for, `repair`
 # makes the replicas equal, and bytes reach `edge` through `operations`, never from `cache` or `upstream`.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     part: frozenset(others.split())
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "__main__": "cli load node",
     }.items()
 }
-# The libraries of others that a part may use; a part that is not named uses none.
+# The third-party libraries of each part; a part that is not named uses none.
 LIBRARIES: dict[str, frozenset[str]] = {
     part: frozenset(libraries.split())
     for part, libraries in {
@@ -121,13 +121,13 @@ def dotted(path: Path) -> str:
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=dotted)
 def test_imports_point_down(path: Path) -> None:
-    """A module imports what lies below it, its own part, and the libraries of its part; nothing else."""
+    """A module imports only from below it, from its own part, and from the libraries of its part."""
     assert part_of(dotted(path)) in MAY_IMPORT, "a new part: say in MAY_IMPORT where it stands"
     assert faults(dotted(path), path.read_text()) == []
 
 
 def test_every_arrow_that_is_allowed_is_there() -> None:
-    """An arrow or a library that nothing needs any more is taken out of the tables above."""
+    """An arrow or a library without a use is removed from the tables above."""
     unused = {(part, other) for table in (MAY_IMPORT, LIBRARIES) for part, others in table.items() for other in others}
     for path in MODULES:
         for name in imported(ast.parse(path.read_text())):
@@ -138,7 +138,7 @@ def test_every_arrow_that_is_allowed_is_there() -> None:
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=str)
 def test_packages_export_nothing(path: Path) -> None:
-    """An ``__init__`` is a docstring: whoever needs a name imports it from where it is made."""
+    """An ``__init__`` is a docstring: a module imports a name from where it is made."""
     body = ast.parse(path.read_text()).body
     assert [type(node) for node in body] == [ast.Expr]
 

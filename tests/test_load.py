@@ -1,4 +1,4 @@
-"""What a worker has from the process that it is a copy of."""
+"""The state that a worker inherits from the process of which it is a copy."""
 
 import resource
 from collections.abc import Callable

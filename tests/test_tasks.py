@@ -9,7 +9,7 @@ from registry_proxy.tasks import Wakeup, end, obeying_cancellation, repeat, spaw
 
 
 async def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
-    """A library may take the first cancellation for the end of its own timeout, and its caller goes on."""
+    """A library may mistake the first cancellation for its own timeout, and its caller goes on."""
     cancelled = 0
 
     async def work() -> None:
@@ -26,7 +26,7 @@ async def test_a_task_that_loses_a_cancellation_ends_all_the_same() -> None:
 
 
 async def test_a_task_that_has_ended_is_no_error() -> None:
-    """Nor one that failed: its error was logged where it ran."""
+    """A failed task is no error either: its error was logged where it ran."""
 
     async def work() -> None:
         """Do nothing."""
@@ -37,7 +37,7 @@ async def test_a_task_that_has_ended_is_no_error() -> None:
 
 
 async def test_what_is_repeated_goes_on_after_errors_that_are_expected() -> None:
-    """An error that is named ends nothing, any other ends it all; the first time comes after a pause, or at once."""
+    """A named error ends nothing, any other ends the task; the first call comes after a pause, or immediately."""
     errors = [KeyError(), ValueError("second")]
 
     async def fail() -> None:
@@ -54,7 +54,7 @@ async def test_what_is_repeated_goes_on_after_errors_that_are_expected() -> None
 
 
 async def test_a_lost_cancellation_is_obeyed_when_the_answer_is_there() -> None:
-    """What a library returns after it swallowed a cancellation is dropped, and the task is cancelled."""
+    """The result of a library that swallowed a cancellation is dropped, and the task is cancelled."""
 
     async def swallow() -> str:
         with contextlib.suppress(asyncio.CancelledError):
@@ -85,7 +85,7 @@ async def test_a_cancellation_of_before_does_not_count() -> None:
 
 
 async def test_a_wakeup_wakes_all_who_wait_and_nobody_later() -> None:
-    """Each task that waits goes on, also after one of them was cancelled; one that begins afterwards waits anew."""
+    """Each waiting task goes on, also after one of them was cancelled; a later one waits for the next notification."""
     wakeup = Wakeup()
     waiting = [spawn(wakeup.wait(), f"waiter {number}") for number in range(3)]
     await asyncio.sleep(0)

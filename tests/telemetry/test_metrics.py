@@ -53,7 +53,7 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 def exercise(observer: PrometheusObserver) -> None:
-    """Tell it one of everything."""
+    """Send one event of each kind."""
     events: list[MetricEvent] = [
         CacheRequest(ContentKind.MANIFEST, CacheResult.LATCH),
         SentBytes("upstream", 10),
@@ -113,7 +113,7 @@ def test_methods_of_clients_make_no_series() -> None:
 
 @pytest.mark.parametrize("order", [("up", "down"), ("down", "up")])
 def test_a_scrape_shows_all_workers(tmp_path: Path, order: tuple[str, str]) -> None:
-    """Counters are summed, also over a worker that was replaced; of a replica's state the newest word counts."""
+    """Counters are summed, also over a worker that was replaced; of a replica's state the latest value counts."""
 
     def worker(slot: str, count: int, state: str, *extra: str) -> str:
         arguments = [sys.executable, "-c", WORKER, str(tmp_path), slot, str(count), state, *extra]
@@ -133,7 +133,7 @@ def test_a_scrape_shows_all_workers(tmp_path: Path, order: tuple[str, str]) -> N
 
 
 def test_the_files_of_values_have_no_holes(tmp_path: Path) -> None:
-    """Counting on a full disk kills no worker: the room of its files is taken when it starts."""
+    """A count on a full disk kills no worker: the room of its files is allocated at its start."""
     subprocess.run([sys.executable, "-c", WORKER, str(tmp_path), "0", "1", "up"], check=True)
     files = [path.stat() for path in tmp_path.iterdir()]
     assert len(files) == 3
@@ -141,7 +141,7 @@ def test_the_files_of_values_have_no_holes(tmp_path: Path) -> None:
 
 
 def test_without_room_a_worker_counts_for_itself(tmp_path: Path) -> None:
-    """A directory that takes no files keeps no worker from serving."""
+    """A directory that accepts no files prevents no worker from serving."""
     observer = PrometheusObserver(str(tmp_path / "absent"), "0")
     exercise(observer)
     assert b"registry_proxy_sent_bytes_total" in observer.render()

@@ -1,4 +1,4 @@
-"""The program and its admin listener, as the tests of the commands have them."""
+"""The program and its admin listener, from the tests of the commands."""
 
 from tests.cli.conftest import environment, listener, run
 

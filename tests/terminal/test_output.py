@@ -20,12 +20,12 @@ from registry_proxy.terminal.output import counted, format_value
     ],
 )
 def test_a_value_is_printed_for_people(value: Any, text: str) -> None:
-    """A time has no parts of a second; other texts stay as they are."""
+    """A time has no fractions of a second; other texts are unchanged."""
     assert format_value(value) == text
 
 
 def test_a_number_has_the_right_noun_and_verb() -> None:
-    """One thing is, several things are."""
+    """The noun and the verb are singular for one, and plural otherwise."""
     assert [counted(number, "grant") for number in (0, 1, 2)] == ["0 grants", "1 grant", "2 grants"]
     assert counted(1, "entry", plural="entries") == "1 entry"
     assert counted(2, "entry", plural="entries") == "2 entries"

@@ -15,7 +15,7 @@ from tests.cli.conftest import Run
     ("given", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("30d", 30 * 86_400), ("1.5h", 5400)]
 )
 def test_an_end_may_be_given_as_a_duration(run: Run, given: str, seconds: float) -> None:
-    """The end lies so far ahead of now, for robots and grants, made and changed alike."""
+    """A duration is counted from now, for robots and grants, made and changed alike."""
     grant = json.loads(run("grant", "add", "user:bob", "team/**", "pull", "--expires-at", given, "--json").stdout)
     robot = json.loads(run("robot", "add", "ci", "--expires-at", given, "--json").stdout)
     run("robot", "set", "ci", "--expires-at", "never")
@@ -26,7 +26,7 @@ def test_an_end_may_be_given_as_a_duration(run: Run, given: str, seconds: float)
 
 
 def test_a_search_goes_back_by_a_duration(run: Run, tmp_path: Path) -> None:
-    """With --since the events of that time until now are found, with --until those before it."""
+    """--since finds the events of that time until now, --until those before it."""
     lines, digest, now = [], START_HASH, datetime.now(UTC)
     for seq, hours in enumerate((3, 2, 0), 1):
         at = format_moment((now - timedelta(hours=hours)).timestamp())
@@ -44,7 +44,7 @@ def test_a_search_goes_back_by_a_duration(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_duration_has_a_unit_and_an_end(run: Run) -> None:
-    """A number alone is no time, and a duration of ages is refused before anything is sent."""
+    """A number alone is no time, and an endless duration is refused before a request."""
     assert "expires_at: expected a time" in run("robot", "add", "ci", "--expires-at", "3600").stderr
     result = run("robot", "add", "ci", "--expires-at", "99999999d")
     assert (result.exit_code, "out of the calendar" in result.stderr) == (2, True)

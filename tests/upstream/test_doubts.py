@@ -1,4 +1,4 @@
-"""How long cuts and lies are held against a replica."""
+"""The time for which cuts and lies count against a replica."""
 
 from registry_proxy.upstream.doubts import DOUBT_SECONDS, LIE_SECONDS, Doubts
 
@@ -11,7 +11,7 @@ class _Clock:
 
 
 def test_a_cut_counts_for_its_content_and_a_lie_for_all() -> None:
-    """A minute last after a cut; after a lie ten minutes not for this content, and a minute last for any."""
+    """A cut counts for a minute; a lie counts ten minutes for this content, and a minute for any."""
     clock = _Clock()
     doubts = Doubts(clock)
     doubts.cut("a", "one")
@@ -26,7 +26,7 @@ def test_a_cut_counts_for_its_content_and_a_lie_for_all() -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    """Of many the newest count."""
+    """Of many doubts the newest count."""
     doubts = Doubts(_Clock())
     for i in range(5000):
         doubts.lied("a", str(i))

@@ -1,4 +1,4 @@
-"""Reading over several replicas: who is asked, who is believed, and how long a failure costs."""
+"""Reads over several replicas: their order, trust in their answers, and the cost of a failure."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ class Pair:
         return [self.a.url, self.b.url]
 
     def first_for(self, key: object) -> FakeRegistry:
-        """Return the one that is asked first for a key."""
+        """Return the replica that is asked first for a key."""
         return getattr(self, order_for_read([Standing("a"), Standing("b")], str(key))[0])  # type: ignore[no-any-return]  # a or b
 
     def name_of(self, one: FakeRegistry) -> str:
@@ -53,7 +53,7 @@ class Pair:
         return self.b.add_blob(REPOSITORY, content)
 
     def asked(self, method: str, target: str) -> list[int]:
-        """Return how often each was asked."""
+        """Return the number of requests to each."""
         return [self.a.count(method, target), self.b.count(method, target)]
 
 
@@ -93,7 +93,7 @@ async def read(reader: FailoverReader, digest: Digest, offset: int = 0) -> bytes
     ids=["500", "429", "403", "stall", "html", "gzip"],
 )
 async def test_the_next_replica_answers_before_the_first_byte(pair: Pair, fault: Fault) -> None:
-    """Whatever the first one does, each kind of read is answered by the other."""
+    """Whatever the first one does, the other answers each kind of read."""
     digest = pair.add_blob(CONTENT)
     manifest = digest_of(b"{}")
     for registry in (pair.a, pair.b):
@@ -133,7 +133,7 @@ async def test_real_registries_stand_in_for_each_other(start_registry: StartRegi
 
 
 async def test_blobs_are_spread_over_the_replicas(pair: Pair) -> None:
-    """Many blobs come from both, each asked for once."""
+    """Many blobs come from both, each requested once."""
     digests = [pair.add_blob(bytes([i])) for i in range(40)]
     async with open_reader(pair.urls) as reader:
         await asyncio.gather(*(read(reader, digest) for digest in digests))
@@ -143,7 +143,7 @@ async def test_blobs_are_spread_over_the_replicas(pair: Pair) -> None:
 
 
 async def test_a_black_hole_costs_its_deadline_once(pair: Pair) -> None:
-    """A replica that accepts and never answers is paid for by the first request only."""
+    """Only the first request waits for a replica that accepts and never answers."""
     digests = [pair.add_blob(bytes([i])) for i in range(20)]
     mine = [digest for digest in digests if pair.first_for(digest) is pair.a]
     async with open_reader(pair.urls, timeouts=QUICK) as reader:
@@ -155,7 +155,7 @@ async def test_a_black_hole_costs_its_deadline_once(pair: Pair) -> None:
 
 
 async def test_a_liar_is_not_asked_again_for_what_it_lied_about(pair: Pair) -> None:
-    """Wrong bytes: the other replica is asked for ten minutes, alone, and for a minute first for everything."""
+    """After wrong bytes the other replica alone is asked for ten minutes, and first for everything for a minute."""
     digest = pair.add_blob(CONTENT)
     liar = pair.first_for(digest)
     liar.inject(Fault("blobs", body=b"lie" + CONTENT[3:], omit=("Docker-Content-Digest",)))
@@ -192,7 +192,7 @@ async def test_a_liar_is_not_asked_again_for_what_it_lied_about(pair: Pair) -> N
 
 
 async def test_a_mixed_body_proves_nothing(pair: Pair) -> None:
-    """When two replicas sent the parts of what turned out wrong, both are still asked."""
+    """When two replicas sent parts of a wrong body, both are still asked."""
     digest = pair.add_blob(CONTENT)
     async with open_reader(pair.urls) as reader:
         with pytest.raises(WrongContentError):
@@ -203,7 +203,7 @@ async def test_a_mixed_body_proves_nothing(pair: Pair) -> None:
 
 
 async def test_a_false_manifest_is_a_lie_too(pair: Pair) -> None:
-    """It is not asked for again where it came from, and counted under the replica's name."""
+    """It is not requested again from that replica, and counted under its name."""
     manifest, observer = b'{"schemaVersion": 2}', RecordingObserver()
     digest = pair.a.add_manifest(REPOSITORY, manifest)
     pair.b.add_manifest(REPOSITORY, manifest)
@@ -218,7 +218,7 @@ async def test_a_false_manifest_is_a_lie_too(pair: Pair) -> None:
 
 @pytest.mark.parametrize("fault", [Fault("blobs", cut_after=300_000), Fault("blobs", stall_after=300_000)])
 async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fault) -> None:
-    """After a cut or a stall, opening at the offset reached gives the rest, from the other one."""
+    """After a cut or a stall the other replica sends the rest from the reached offset."""
     digest = pair.add_blob(CONTENT)
     pair.first_for(digest).inject(fault)
     got = bytearray()
@@ -252,7 +252,7 @@ async def test_what_one_replica_lacks_the_other_gives(pair: Pair) -> None:
 
 
 async def test_absent_everywhere_is_a_404(pair: Pair) -> None:
-    """When every replica says so, the spec's code comes out."""
+    """When every replica says so, the answer is the spec's code."""
     absent = digest_of(b"absent")
     async with open_reader(pair.urls, patience_seconds=60) as reader:
         for ask, code in (
@@ -268,7 +268,7 @@ async def test_absent_everywhere_is_a_404(pair: Pair) -> None:
 
 
 async def test_absent_at_one_with_the_other_down_cannot_be_known(pair: Pair) -> None:
-    """No 404, and no wait for a replica that is long dead: the error names both and their reasons."""
+    """There is no 404, and no wait for a replica that is long down: the error names both and their reasons."""
     await stop(pair.b)
     async with open_reader(pair.urls) as reader:
         for ask in (
@@ -293,7 +293,7 @@ async def test_over_shared_storage_one_404_is_the_truth(pair: Pair) -> None:
 
 
 async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair) -> None:
-    """One with an open mark on the tag is not asked for it; alone, it makes a 503."""
+    """A replica with an open mark on the tag is not asked for it; alone, it causes a 503."""
     pair.a.add_manifest(REPOSITORY, b'{"old":1}', "1")
     new = pair.b.add_manifest(REPOSITORY, b'{"new":1}', "1")
     marks = ToldMarks(tags={("a", "1")})
@@ -307,7 +307,7 @@ async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair
 
 
 async def test_what_a_replica_cannot_have_is_not_asked_of_it(pair: Pair) -> None:
-    """The other one answers, with 404 too; alone, the one that cannot have it makes a 503. Its other 404s count."""
+    """The other one answers, with 404 too; alone, the refusing one causes a 503. Its other 404s count."""
     digest = pair.b.add_manifest(REPOSITORY, b'{"new":1}')
     absent = digest_of(b"absent")
     async with open_reader(pair.urls, marks=ToldMarks(refusals={("a", digest), ("a", absent)})) as reader:
@@ -325,7 +325,7 @@ async def test_what_a_replica_cannot_have_is_not_asked_of_it(pair: Pair) -> None
 
 
 async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
-    """Behind in the repository and alone: 503. Digests it holds are still read from it."""
+    """With the other one down, a 404 of one that is behind is a 503. Digests that it holds are still read from it."""
     held = pair.a.add_blob(REPOSITORY, b"held")
     await stop(pair.b)
     async with open_reader(pair.urls, marks=ToldMarks(behind={"a"})) as reader:
@@ -335,7 +335,7 @@ async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
 
 
 async def test_a_tag_is_absent_when_that_is_proved_of_all_others(pair: Pair) -> None:
-    """Those that are down, and those that are behind; asked of a tag alone, and only when some replica lacks it."""
+    """The proof must cover those that are down or behind; it is asked for only for a tag that some replica misses."""
     asked: list[tuple[str, set[str]]] = []
     proved = {"b"}
 
@@ -382,7 +382,7 @@ async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> Non
 
 
 async def test_lists_are_unions(pair: Pair) -> None:
-    """Tags and repositories of both come out once each, sorted."""
+    """Tags and repositories of both are listed once each, sorted."""
     pair.a.add_manifest(REPOSITORY, b"{}", "b", "c")
     pair.b.add_manifest(REPOSITORY, b"{}", "a", "b")
     pair.b.add_manifest("another", b"{}", "1")
@@ -392,7 +392,7 @@ async def test_lists_are_unions(pair: Pair) -> None:
 
 
 async def test_lists_come_from_current_replicas(pair: Pair) -> None:
-    """One that is behind is not heard beside a current one, and alone it cannot say what there is."""
+    """One that is behind does not count beside a current one, and alone its list is a 503."""
     pair.a.add_manifest(REPOSITORY, b"{}", "deleted", "kept")
     pair.b.add_manifest(REPOSITORY, b"{}", "kept")
     async with open_reader(pair.urls, marks=ToldMarks(tags={("a", "deleted")})) as reader:
@@ -413,7 +413,7 @@ async def test_lists_come_from_current_replicas(pair: Pair) -> None:
 
 
 async def test_a_patient_reader_waits_for_a_replica_to_return(pair: Pair) -> None:
-    """With all down a request waits, and is answered when one comes back; an impatient one fails at once."""
+    """With all down a request waits, and is answered when one comes back; an impatient one fails immediately."""
     digest = pair.add_blob(b"x")
     async with open_replicas(pair.urls) as replicas:
         await stop(pair.a)
@@ -431,7 +431,7 @@ async def test_a_patient_reader_waits_for_a_replica_to_return(pair: Pair) -> Non
 
 
 async def test_a_patient_reader_gives_up_after_its_patience(pair: Pair) -> None:
-    """The wait is bounded, and the error is the 503's."""
+    """The wait is bounded, and ends in a 503."""
     await stop(pair.a)
     await stop(pair.b)
     async with open_reader(pair.urls, patience_seconds=0.7) as reader:
@@ -469,7 +469,7 @@ async def test_refused_credentials_are_told_at_once() -> None:
 
 
 async def test_a_cancelled_read_leaves_nothing_open(pair: Pair) -> None:
-    """Cancelling while a replica stalls closes its connection."""
+    """A cancellation during a stall closes the connection to the replica."""
     digest = pair.add_blob(CONTENT)
     for registry in (pair.a, pair.b):
         registry.inject(Fault("blobs", stall_after=1000))
@@ -496,7 +496,7 @@ UNHURRIED = Timeouts(connect=600, first_byte=600, stall=600, probe=600, commit=6
 
 
 async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
-    """What a replica sits on, HEAD or manifest, the other one answers; the slow one is let go, and asked last then."""
+    """The other replica answers a HEAD or manifest that one stalls on; the slow one is released, and asked last."""
     blob, manifest = pair.add_blob(CONTENT), digest_of(b"{}")
     for registry in (pair.a, pair.b):
         registry.add_manifest(REPOSITORY, b"{}", "1")
@@ -524,7 +524,7 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
 
 
 async def test_only_one_that_may_answer_is_waited_for(pair: Pair) -> None:
-    """A tag that the other replica has in an older state is not asked of it, however long the answer takes."""
+    """A tag that the other replica has in an older state is not requested from it, however long the answer takes."""
     for registry in (pair.a, pair.b):
         registry.add_manifest(REPOSITORY, b"{}", "1")
     pair.a.faults = [Fault("manifests", delay_seconds=1)]
@@ -534,7 +534,7 @@ async def test_only_one_that_may_answer_is_waited_for(pair: Pair) -> None:
 
 
 async def test_a_404_does_not_overtake(pair: Pair) -> None:
-    """That the other one lacks it is no answer while the slow one may have it; both are needed for a 404."""
+    """A 404 of the other one does not count while the slow one may have it; both are needed for a 404."""
     digest = digest_of(CONTENT)
     slow = pair.first_for(digest)
     slow.faults = [Fault("blobs", delay_seconds=1)]
@@ -554,7 +554,7 @@ async def test_a_404_does_not_overtake(pair: Pair) -> None:
 
 
 async def test_who_leaves_cancels_both(pair: Pair) -> None:
-    """A caller that goes away while two replicas are asked leaves no request behind."""
+    """A caller that leaves while two replicas are asked leaves no request behind."""
     digest = pair.add_blob(CONTENT)
     for registry in (pair.a, pair.b):
         registry.faults = [Fault("blobs", stall=True)]

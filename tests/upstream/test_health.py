@@ -11,7 +11,7 @@ from registry_proxy.upstream.health import ANSWERS_SECONDS, ReplicaHealth
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -21,14 +21,14 @@ class Clock:
 
 
 def healthy(clock: Clock | None = None) -> ReplicaHealth:
-    """Return the health of a replica that was found up."""
+    """Return the health of a replica after a successful probe."""
     health = ReplicaHealth("a", clock or Clock())
     assert health.probe_succeeded(0.001)
     return health
 
 
 def test_it_is_down_until_the_first_probe() -> None:
-    """Nothing is asked of a replica that was never probed."""
+    """A replica that was never probed gets no requests."""
     health = ReplicaHealth("a", Clock())
     assert (health.state, health.is_up, health.explain()) == (ReplicaState.DOWN, False, "not probed yet")
 
@@ -43,7 +43,7 @@ def test_it_is_down_until_the_first_probe() -> None:
     ],
 )
 def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> None:
-    """A failed probe says what is wrong, a good one brings it back at once."""
+    """A failed probe gives the reason, a good one brings the replica back immediately."""
     health = healthy()
     assert health.probe_failed(error)
     assert (health.state, health.is_up) == (state, False)
@@ -54,7 +54,7 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
 
 
 def test_a_refused_connection_takes_it_down_at_once() -> None:
-    """One is enough, and only a probe brings it back."""
+    """One refusal is enough, and only a probe brings the replica back."""
     for error in (ReplicaFailedError("a: gone", "connect"), OSError("gone")):
         health = healthy()
         assert health.request_failed(error)
@@ -64,7 +64,7 @@ def test_a_refused_connection_takes_it_down_at_once() -> None:
 
 @pytest.mark.parametrize("outcome", ["timeout", "stall"])
 def test_silence_is_for_a_probe_to_judge(outcome: UpstreamOutcome) -> None:
-    """One that answers nothing is asked last and probed, also about contents, and is down only by the probe."""
+    """A silent replica is asked last and probed, also about contents, and only the probe takes it down."""
     clock = Clock()
     health = healthy(clock)
     clock.now += ANSWERS_SECONDS
@@ -128,7 +128,7 @@ def test_suspicion_is_worth_a_probe() -> None:
 
 
 def test_429_is_told_as_long_as_it_asked_us_to_wait() -> None:
-    """It stays up, and is said to have us wait, for as long as that is so."""
+    """It stays up, and is shown as rate limited, for as long as it asked us to wait."""
     clock = Clock()
     health = healthy(clock)
     assert not health.request_failed(UpstreamLimitError("a: 429", "too many", 5))

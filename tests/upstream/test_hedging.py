@@ -1,10 +1,10 @@
-"""When a question is asked twice, and how often."""
+"""Hedging: the time and the number of second requests."""
 
 from registry_proxy.upstream.hedging import SAMPLES_MIN, Hedging
 
 
 def test_what_is_usual_is_learned_from_the_quickest_replica() -> None:
-    """Unknown it is half a second; then what 95 % of the quickest replica's answers take, from 50 ms to 1 s."""
+    """An unknown usual time is half a second; then it is the quickest replica's 95th percentile, from 50 ms to 1 s."""
     hedging = Hedging()
     assert hedging.begin() == 0.5
     for _ in range(SAMPLES_MIN - 1):
@@ -29,7 +29,7 @@ def test_what_is_usual_is_learned_from_the_quickest_replica() -> None:
 
 
 def test_a_tenth_may_be_asked_twice() -> None:
-    """Ten at once, and then one in ten questions: a slow upstream is not made slower by asking more."""
+    """Ten requests are hedged at once, and then one in ten: a slow upstream is not slowed further."""
     hedging = Hedging()
     taken = 0
     for _ in range(1000):

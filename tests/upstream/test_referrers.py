@@ -1,4 +1,4 @@
-"""Referrers over several replicas: nothing lacks in a list that is given, whatever each registry can do."""
+"""Referrers over several replicas: a list has every entry, whatever each registry supports."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TAG = fallback_tags(SUBJECT)[0]
 
 
 def entry(name: str) -> Referrer:
-    """Return an entry of a manifest that a name stands for."""
+    """Return an entry of the manifest with a name."""
     digest = digest_of(name.encode())
     return Referrer(digest, {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": 1})
 
@@ -46,12 +46,12 @@ async def pair() -> AsyncIterator[Pair]:
 
 
 def give_api(registry: FakeRegistry, *names: str) -> None:
-    """Have a registry answer its referrers API with these entries."""
+    """Serve the given entries in a registry's referrers API."""
     registry.inject(Fault("referrers", status=200, body=index_of(map(entry, names)).body))
 
 
 def tag(registry: FakeRegistry, *names: str) -> Digest:
-    """Put an index with these entries under the fallback tag."""
+    """Put an index with the given entries under the fallback tag."""
     return registry.add_manifest(REPOSITORY, index_of(map(entry, names)).body, TAG, media_type=OCI_INDEX)
 
 
@@ -67,7 +67,7 @@ async def held(reader: FailoverReader) -> HeldReferrers:
 
 
 async def yes(routed: RoutedRepository, tag: Tag, silent: Collection[str]) -> bool:
-    """Prove that replicas which cannot be asked hold nothing else."""
+    """Prove that replicas that do not answer hold nothing else."""
     assert (routed, tag, set(silent)) == (RoutedRepository("main", REPOSITORY), TAG, {"a"})
     return True
 
@@ -87,7 +87,7 @@ async def test_unlike_replicas_are_merged(pair: Pair) -> None:
 
 
 async def test_nothing_is_an_empty_list_and_a_tag_on_something_else_too(pair: Pair) -> None:
-    """Where all replicas say so there are no referrers; an image under the name of a fallback tag lists none."""
+    """Where all replicas agree there are no referrers; an image under the name of a fallback tag lists none."""
     async with open_reader(pair.urls) as reader:
         assert await held(reader) == HeldReferrers([], [], frozenset([None]), needs_tag=True)
         pair.b.add_manifest(REPOSITORY, b"{}", TAG)
@@ -107,7 +107,7 @@ async def test_nothing_is_an_empty_list_and_a_tag_on_something_else_too(pair: Pa
     ids=["500", "403", "no index", "tag 503", "tag html", "a load balancer"],
 )
 async def test_a_failure_is_never_an_empty_list(pair: Pair, fault: Fault) -> None:
-    """Neither with one registry nor beside another one that has nothing."""
+    """A failure stays an error with one registry, and beside another one that has nothing."""
     pair.a.inject(fault)
     for urls in ([pair.a.url], pair.urls):
         async with open_reader(urls, read_only=False) as reader:
@@ -117,13 +117,13 @@ async def test_a_failure_is_never_an_empty_list(pair: Pair, fault: Fault) -> Non
 
 
 async def test_a_replica_that_is_away_may_be_proved_to_hold_no_more(pair: Pair) -> None:
-    """As for a fallback tag: where the record says so, where the tag exists elsewhere, where replicas cannot differ."""
+    """The record proves it, a tag that exists elsewhere, or replicas that cannot differ."""
     await pair.a.stop()
     give_api(pair.b, "1")
     async with open_reader(pair.urls, read_only=False, proves_absent=yes) as reader:
         found = await held(reader)
         assert names_of(found.listed) == {"1"}
-        assert found.needs_tag  # what the other one can do is not known
+        assert found.needs_tag  # the support of the other one is unknown
     for options in ({"read_only": True}, {"storage": StorageKind.SHARED}):
         async with open_reader(pair.urls, **options) as reader:
             assert names_of((await held(reader)).listed) == {"1"}
@@ -133,7 +133,7 @@ async def test_a_replica_that_is_away_may_be_proved_to_hold_no_more(pair: Pair) 
 
 
 async def test_what_a_replica_can_do_is_remembered_while_it_is_away(pair: Pair) -> None:
-    """A tag is not made at registries with the API because one of them is down."""
+    """No tag is made at registries with the API because one of them is down."""
     give_api(pair.a)
     give_api(pair.b)
     async with open_reader(pair.urls, read_only=False, proves_absent=yes) as reader:
@@ -143,7 +143,7 @@ async def test_what_a_replica_can_do_is_remembered_while_it_is_away(pair: Pair) 
 
 
 async def test_a_replica_that_is_behind_adds_nothing_but_alone_proves_nothing(pair: Pair) -> None:
-    """It may list what was deleted; where the other one is down, it may lack what was pushed."""
+    """It may list deleted entries; with the other one down, it may miss pushed ones."""
     give_api(pair.a, "1", "2")
     give_api(pair.b, "2")
     marks = ToldMarks(behind={"a"})
@@ -167,7 +167,7 @@ async def test_where_all_are_behind_both_are_heard_less_what_was_deleted(pair: P
 
 
 async def test_a_replica_that_misses_the_tag_is_not_asked(pair: Pair) -> None:
-    """Its list is the past; the others decide without it."""
+    """Its list is out of date; the others decide without it."""
     tag(pair.a, "1")
     tag(pair.b, "2")
     async with open_reader(pair.urls, marks=ToldMarks(tags={("a", TAG)}), read_only=False) as reader:

@@ -1,4 +1,4 @@
-"""Probing: how soon a replica is known to be up, down, or something else."""
+"""Probes: the time until a replica is known to be up, down, or in another state."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def states(replicas: UpstreamReplicas) -> dict[str, ReplicaState]:
 
 
 async def test_every_state_is_known_after_the_start() -> None:
-    """Each replica was probed once when ``start`` returns; a slow one holds it up by one deadline only."""
+    """Each replica was probed once when ``start`` returns; a slow one delays it by one deadline only."""
     async with (
         FakeRegistry() as up,
         FakeRegistry(basic=("ann", "right")) as refused,
@@ -57,7 +57,7 @@ async def test_every_state_is_known_after_the_start() -> None:
 
 
 async def test_a_real_registry_that_dies_and_returns(start_registry: StartRegistry) -> None:
-    """A failed request marks it down at once; a probe soon after its return brings it back, and wakes who waits."""
+    """A failed request marks it down immediately; a probe soon after its return restores it, and wakes all waiters."""
     registry = start_registry()
     async with open_replicas([registry.url]) as replicas:
         registry.stop()
@@ -72,7 +72,7 @@ async def test_a_real_registry_that_dies_and_returns(start_registry: StartRegist
 
 
 async def test_a_suspicion_is_probed_at_once() -> None:
-    """A cut body does not mark it down; the probe that follows does when it is gone."""
+    """A cut body does not mark it down; the following probe does when it is gone."""
     async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
         replicas.report_failure("a", ReplicaFailedError("a: cut", "cut"))
         assert states(replicas) == {"a": ReplicaState.UP}
@@ -83,7 +83,7 @@ async def test_a_suspicion_is_probed_at_once() -> None:
 
 
 async def test_credentials_that_are_put_right_are_noticed() -> None:
-    """A replica that refused us is probed on, and is up once it takes them."""
+    """A replica that refused us is still probed, and is up once it accepts the credentials."""
     async with FakeRegistry() as registry:
         refusal = registry.inject(Fault(status=403))
         async with open_replicas([registry.url]) as replicas:
@@ -95,7 +95,7 @@ async def test_credentials_that_are_put_right_are_noticed() -> None:
 
 
 async def test_waiting_for_a_change_ends_with_the_time() -> None:
-    """Without a change the wait returns False; one that came before ``since`` is asked about is not missed."""
+    """Without a change the wait returns False; a change after ``since`` and before the wait is not missed."""
     async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
         before = replicas.changes
         assert not await replicas.wait_for_change(0.01, before)
@@ -104,7 +104,7 @@ async def test_waiting_for_a_change_ends_with_the_time() -> None:
 
 
 async def test_behind_is_up_with_marks() -> None:
-    """A replica that misses something is told as behind, with how much; it can be written to."""
+    """A replica that misses something is shown as behind, with the number; it can be written to."""
     marks = ToldMarks(behind={"a"})
     observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
@@ -130,7 +130,7 @@ async def test_a_replica_that_returns_is_behind_from_its_first_moment(monkeypatc
 
 
 async def test_a_replica_that_is_compared_says_why() -> None:
-    """A newcomer is up and behind: its reason is there all the same."""
+    """A newcomer is up and behind, with its reason."""
     marks = ToldMarks(behind={"a"}, newcomers={"a"})
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks) as replicas:
         [status] = replicas.status()
@@ -138,7 +138,7 @@ async def test_a_replica_that_is_compared_says_why() -> None:
 
 
 async def test_a_paused_replica_is_up_and_not_written_to() -> None:
-    """Its pause is heard of by itself, told as 1 and then 0, and warned of when it is older than an hour."""
+    """The pause is noticed without a request, counted as 1 and then 0, and warned of after an hour."""
     marks, observer = ToldMarks(), RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
         assert observer.last(ReplicaPaused, "main", "a") is False
@@ -156,7 +156,7 @@ async def test_a_paused_replica_is_up_and_not_written_to() -> None:
 
 
 async def test_a_ca_file_that_cannot_be_read_stops_the_start(tmp_path: Path) -> None:
-    """A bad ``ca_file`` is told at the start, and nothing is left open."""
+    """A bad ``ca_file`` is an error at the start, and nothing is left open."""
     with pytest.raises(OSError, match=r"ca\.pem|No such file"):
         async with open_replicas(["https://127.0.0.1:1"], ca_file=tmp_path / "ca.pem"):
             raise AssertionError("started")
@@ -175,7 +175,7 @@ async def test_closing_ends_every_probe() -> None:
 
 
 async def test_an_inspection_that_was_cut_short_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica is looked at as one that returns until that came to its end once: in time, and with the store there."""
+    """A replica counts as returning until an inspection was completed: in time, and with the store available."""
     monkeypatch.setattr(replicas_module, "PROBE_PAUSE_SECONDS", 0.0)
     returning: list[bool] = []
 

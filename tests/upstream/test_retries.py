@@ -1,4 +1,4 @@
-"""When a question is put again, on a clock of the test's own."""
+"""Retries of failed questions, on a clock of the test."""
 
 from registry_proxy.ports.errors import AbsenceUnknownError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
@@ -10,7 +10,7 @@ ERROR = AbsenceUnknownError("nobody knows")
 
 
 class Clock:
-    """Seconds that pass when told."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -20,7 +20,7 @@ class Clock:
 
 
 def test_tries_become_rare() -> None:
-    """Each failure in a row stands longer, up to a bound, and is told as what it was."""
+    """Each failure in a row counts longer, up to a bound, and is reported unchanged."""
     clock = Clock()
     retries = Retries(clock)
     for pause in (*PAUSES_SECONDS, PAUSES_SECONDS[-1]):
@@ -55,7 +55,7 @@ def test_a_failure_is_one_of_its_repository_and_of_its_time() -> None:
 
 
 def test_each_repository_has_its_budget() -> None:
-    """Tries of failed keys are counted, per repository, and come back with time; those of others are free."""
+    """Retries of failed keys are counted per repository, and come back with time; other keys are free."""
     clock = Clock()
     retries = Retries(clock)
     for key in "kl":

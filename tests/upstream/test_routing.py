@@ -1,4 +1,4 @@
-"""Routes: the longest prefix of whole components wins, and every listed name leads back to where it came from."""
+"""Routes: the longest prefix of whole components wins, and every listed name leads back to its repository."""
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ def test_the_longest_prefix_of_whole_components_wins(name: str, upstream: str, t
 
 
 def test_names_of_our_own_lead_nowhere_where_we_write() -> None:
-    """A repository below the reserved prefix is unknown at an upstream that we write to, and as any other elsewhere."""
+    """A repository below the reserved prefix is unknown at an upstream that we write to, and ordinary elsewhere."""
     router = PrefixRouter([Route("", "main", is_writable=True), Route("hub/", "hub", strip_prefix=True)])
     with pytest.raises(RegistryError) as caught:
         router.route(parse_repository("registry-proxy-internal/sentinel"))
@@ -100,7 +100,7 @@ PATTERNS = st.lists(st.sampled_from(["hub", "private", "team", "*", "**", "t*", 
 
 @given(PATTERNS, NAMES)
 def test_a_pattern_may_lead_wherever_a_name_that_it_matches_lies(pattern: list[str], components: list[str]) -> None:
-    """No upstream is left out that holds something within a pattern."""
+    """Every upstream that may hold a match of the pattern is named."""
     name, text = parse_repository("/".join(components)), "/".join(pattern)
     if compile_repository_pattern(text).fullmatch(name):
         assert ROUTER.may_lead(text, ROUTER.route(name).upstream)
@@ -122,5 +122,5 @@ def test_a_pattern_may_lead_wherever_a_name_that_it_matches_lies(pattern: list[s
     ],
 )
 def test_a_pattern_leads_nowhere_else(pattern: str, upstreams: str) -> None:
-    """Upstreams that only hold what a pattern cannot match are not named."""
+    """Upstreams without a match of the pattern are not named."""
     assert [upstream for upstream in ROUTER.upstreams if ROUTER.may_lead(pattern, upstream)] == upstreams.split()

@@ -1,4 +1,4 @@
-"""The order of asking, and the vote on a 404: tables."""
+"""The order of replicas, and the vote on a 404: tables."""
 
 from collections import Counter
 from dataclasses import replace
@@ -19,13 +19,13 @@ BEHIND_A = replace(A, is_current=False)
 
 
 def test_what_cannot_or_must_not_be_asked_is_left_out() -> None:
-    """Down, exempt (its answer is the past) and deleted ones are not asked."""
+    """Replicas that are down, exempt (with outdated answers) or deleted are not asked."""
     for one in (DOWN_B, EXEMPT_B, DELETED_B):
         assert order_for_read([A, one], "key") == ["a"]
 
 
 def test_current_before_behind_and_undoubted_before_doubted() -> None:
-    """Whatever the key: one that lied on it last is asked last, one that is behind after the current ones."""
+    """For any key a replica that lied about it comes last, and one that is behind after the current ones."""
     doubted_a = replace(A, is_doubted=True)
     for key in "abcdefgh":
         assert order_for_read([BEHIND_A, B], key) == ["b", "a"]
@@ -51,7 +51,7 @@ def test_keys_are_spread_and_stay() -> None:
         ([A, BEHIND_B], {"a", "b"}, True),  # b says no, and a has everything that was acknowledged
         ([BEHIND_A, BEHIND_B], {"a", "b"}, False),  # nobody's 404 counts
         ([BEHIND_A, DOWN_B], {"a"}, False),
-        ([A, EXEMPT_B], {"a"}, True),  # of this key b knows only the past
+        ([A, EXEMPT_B], {"a"}, True),  # b has only an outdated state of this key
         ([BEHIND_A, EXEMPT_B], {"a"}, False),
         ([EXEMPT_B], set(), False),
         ([A, DELETED_B], {"a"}, True),
@@ -63,19 +63,19 @@ def test_keys_are_spread_and_stay() -> None:
     ],
 )
 def test_when_independent_replicas_prove_absence(standings: list[Standing], absent: set[str], expected: bool) -> None:  # noqa: FBT001 - table
-    """404 only when every one that matters said so, and one of them is current."""
+    """404 only when every replica that counts said so, and one of them is current."""
     assert is_absent(standings, absent, StorageKind.INDEPENDENT) is expected
 
 
 def test_over_shared_storage_one_word_is_enough() -> None:
-    """Any replica's 404 counts when all stand over one store."""
+    """Any replica's 404 counts when all use one store."""
     assert is_absent([A, DOWN_B], {"a"}, StorageKind.SHARED)
     assert not is_absent([A, DOWN_B], set(), StorageKind.SHARED)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=5))
 def test_a_silent_replica_that_may_hold_it_is_never_outvoted(flags: list[tuple[bool, bool, bool, bool]]) -> None:
-    """Whatever the others are: with one that neither answered nor is exempt nor deleted, there is no 404."""
+    """With one that neither answered nor is exempt nor deleted there is no 404, whatever the others are."""
     standings = [
         Standing(str(i), is_askable=a, is_current=b, is_exempt=c, is_deleted=d) for i, (a, b, c, d) in enumerate(flags)
     ]

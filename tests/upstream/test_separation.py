@@ -1,4 +1,4 @@
-"""Whether replicas keep repositories apart: a table of who was asked what, and what was found."""
+"""Whether replicas keep repositories apart: a table of questions and findings."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -56,7 +56,7 @@ class Replica:
 
 
 class Table:
-    """The separation of some replicas, and what stands around it."""
+    """The separation of some replicas, with its collaborators."""
 
     def __init__(self, *replicas: Replica, is_known_mixed: bool = False, may_push: bool = False) -> None:
         self.up = list(replicas)
@@ -93,7 +93,7 @@ async def test_an_answer_is_checked_once() -> None:
 
 
 async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCaptureFixture) -> None:
-    """What the replicas said is forgotten, the log warns once, and a later "no" does not take it back."""
+    """The answers of the replicas are forgotten, the log warns once, and a later "no" does not revert it."""
     a, b = Replica("a", ONE, mixes=True), Replica("b", ONE)
     table = Table(a, b)
     table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, ONE, 1))
@@ -113,7 +113,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("mixes", [True, False])
 async def test_where_we_push_it_is_asked_about_our_own(mixes: bool) -> None:  # noqa: FBT001 - a parameter of pytest
-    """Our own contents are pushed with the first answer, once, and are all that is asked about; a start finds them."""
+    """Our own contents are pushed with the first answer, once, and are the only subject; a start finds them."""
     a = Replica("a", ONE, mixes=mixes)
     table = Table(a, may_push=True)
     await table.separation.look()
@@ -156,7 +156,7 @@ async def test_one_that_is_paused_is_asked_about_what_it_answered() -> None:
 
 
 async def test_it_looks_by_what_is_remembered() -> None:
-    """Without an answer yet, blobs that repositories hold tell; those that a replica has lost tell nothing."""
+    """Without an answer yet, blobs that repositories hold are used; those that a replica lost prove nothing."""
     a = Replica("a", TWO)
     table = Table(a)
     await table.separation.look()
@@ -195,7 +195,7 @@ async def test_what_cannot_be_checked_is_not_believed() -> None:
 
 
 async def test_one_replica_is_asked_where_its_word_is_needed() -> None:
-    """It is believed when it keeps repositories apart, and not when it mixes them, or does not answer."""
+    """It is trusted when it keeps repositories apart, and not when it mixes them, or does not answer."""
     a, b, c = Replica("a"), Replica("b", mixes=True), Replica("c")
     c.failure = ReplicaFailedError("c: no answer in time", "timeout")
     table = Table(a, b, c, may_push=True)
@@ -206,7 +206,7 @@ async def test_one_replica_is_asked_where_its_word_is_needed() -> None:
 
 
 async def test_what_the_configuration_says_is_not_asked() -> None:
-    """With ``mixes_repositories`` nothing is asked, and both kinds are mixed."""
+    """With ``mixes_repositories`` no question is asked, and both kinds are mixed."""
     a = Replica("a", ONE)
     table = Table(a, is_known_mixed=True)
     table.separation.answered("a", BLOB, APP.repository, ONE)
@@ -227,7 +227,7 @@ async def registry_of(*mixes: str) -> AsyncIterator[tuple[FakeRegistry, Digest, 
 
 @pytest.mark.parametrize("mixes", [(), ("blobs",), ("manifests",)])
 async def test_a_replica_is_asked_by_head(mixes: tuple[str, ...]) -> None:
-    """Each kind is asked for as what it is; a refusal and a 5xx are no answer, a 429 and silence are a failure."""
+    """Each kind has its own request; a refusal and a 5xx are no answer, a 429 and silence are a failure."""
     async with registry_of(*mixes) as (registry, blob, manifest), open_client(registry.url) as client:
         assert await client.answers(BLOB, NOWHERE, blob) is ("blobs" in mixes)
         assert await client.answers(MANIFEST, NOWHERE, manifest) is ("manifests" in mixes)
@@ -245,7 +245,7 @@ async def test_a_replica_is_asked_by_head(mixes: tuple[str, ...]) -> None:
 
 
 async def test_what_was_found_out_once_is_known_at_the_next_start() -> None:
-    """Our own contents are there by then: everything is known when ``start`` returns, and ``status`` shows it."""
+    """Our own contents exist by then: everything is known when ``start`` returns, and ``status`` shows it."""
     async with FakeRegistry(mixes=["blobs"]) as mixed, FakeRegistry() as apart:
         urls = [mixed.url, apart.url]
         async with open_replicas(urls, read_only=False) as replicas:

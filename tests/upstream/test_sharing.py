@@ -1,4 +1,4 @@
-"""One fetch for all who ask meanwhile, on a clock of the test's own."""
+"""One fetch for all simultaneous callers, on a clock of the test."""
 
 import asyncio
 
@@ -42,7 +42,7 @@ async def test_a_value_stands_in_proportion_to_its_price() -> None:
 
 
 async def test_those_who_wait_share_the_next_fetch() -> None:
-    """A fetch that runs already may be too old for a caller; the next one is for all who called before it began."""
+    """A running fetch may be too old for a caller; the next one is for all who called before it began."""
     source = Source()
     shared = SharedFetch[int](0, lambda: source.now)
     values = await asyncio.gather(*(shared.get(None, source.fetch) for _ in range(10)))
@@ -52,7 +52,7 @@ async def test_those_who_wait_share_the_next_fetch() -> None:
 
 
 async def test_a_failure_is_shared_and_not_kept() -> None:
-    """All who waited get the error, and the next caller another try."""
+    """All waiting callers get the error, and the next caller another try."""
     source = Source()
     source.error = ValueError("no")
     shared = SharedFetch[int](100, lambda: source.now)
@@ -85,7 +85,7 @@ async def test_the_next_caller_goes_on_where_one_leaves() -> None:
 
 
 async def test_kept_lists_fit_into_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list that was used longest ago makes room; one that is larger than all the room is not kept at all."""
+    """The list that was used longest ago makes room; one larger than the whole room is not kept at all."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     fetched: list[str] = []
     lists = SharedLists(max_bytes=2 * 1500 * 100)
@@ -107,7 +107,7 @@ async def test_kept_lists_fit_into_their_bound(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_kept_list_leaves_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody has to ask for it again to have its memory back."""
+    """Its memory is released without another request for it."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     monkeypatch.setattr(sharing, "FRESH_MAX_SECONDS", 0.05)
     lists = SharedLists()
@@ -121,7 +121,7 @@ async def test_a_kept_list_leaves_when_it_is_old(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_failed_list_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next caller fetches it anew."""
+    """The next caller fetches it again."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     lists = SharedLists()
 
