@@ -1,4 +1,4 @@
-"""Command-line clients of others, as a person calls them: each pushes, pulls and copies one image."""
+"""Third-party command-line clients, called as a person calls them: each pushes, pulls and copies one image."""
 
 import base64
 import json
@@ -44,14 +44,14 @@ class ClientError(AssertionError):
 
 @dataclass
 class Client:
-    """A client that is logged in at one registry; ``home`` keeps its logins and state, and is where it runs."""
+    """A client that is logged in at one registry; ``home`` keeps its logins and state and is its working directory."""
 
     program: str
     home: Path
     host: str
 
     def log_in(self, user: str, password: str) -> None:
-        """Write the file that ``docker login`` leaves with a password, which all clients read."""
+        """Write the login file of ``docker login`` with a password; all clients read it."""
         folder = self.home / ".docker"
         folder.mkdir(parents=True, exist_ok=True)
         secret = base64.b64encode(f"{user}:{password}".encode()).decode()

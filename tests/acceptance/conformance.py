@@ -12,10 +12,10 @@ _ROOT = "OCI Conformance Test/"
 
 
 def run_conformance(root: Path, host: str, login: tuple[str, str] | None = None) -> dict[str, Counter[str]]:
-    """Run the whole suite; return how many checks of each name came to each outcome: passed, skipped, failure, error.
+    """Run the whole suite; count the checks of each name by outcome: passed, skipped, failure, error.
 
     Args:
-        root: where the suite writes its reports.
+        root: the directory for the reports of the suite.
         host: host and port of the registry, which speaks plain HTTP.
         login: name and password, None to call it without.
     """

@@ -1,4 +1,4 @@
-"""The programs of others that these tests need, the product before them, and the names of what is not installed."""
+"""The third-party programs of these tests, the product before them, and the list of programs that are missing."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
-    """Start the product, for tests that stop none of it; ann may do all of it.
+    """Start the product, shared by all tests that never stop it; ann may do everything.
 
     Two docker-registry are its main upstream. Repositories below the name of another registry, ``olareg/app``, lie in
     one of that kind, those below ``zots/`` in two of zot.
@@ -155,5 +155,5 @@ def log_in(product: Proxy, tmp_path: Path) -> LogIn:
 
 @pytest.fixture
 def client(program: str, log_in: LogIn) -> Client:
-    """Give the client that the test names as ``program``."""
+    """Give the client named by ``program`` in the test."""
     return log_in(program)

@@ -1,4 +1,4 @@
-"""OCI image layouts: the directory that every client reads an image from and writes one to."""
+"""OCI image layouts: the directories from which every client reads an image and to which it writes one."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def make_index(*images: Image) -> Image:
-    """Return an index of images, for one platform each; its blobs are the manifests and what they name."""
+    """Return an index of images, one per platform; its blobs are the manifests and everything that they name."""
     platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "arm64", "s390x")]
     children = [
         {"mediaType": image.media_type, "digest": image.digest, "size": len(image.manifest), "platform": platform}

@@ -1,4 +1,4 @@
-"""Where the programs of others are, and why one of them cannot be used."""
+"""Paths of third-party programs, and the reason why a program cannot be used."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ _ROOT_ONLY = frozenset({"buildkitd", "containerd", "dockerd"})
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of a program: built by ``make acceptance`` where it builds such a one, else of this machine."""
+    """Return the path of a program: the one that ``make acceptance`` builds, else the one of this machine."""
     if name not in _BUILT:
         return shutil.which(name)
     return str(directory() / name) if is_current(directory(), _BUILT[name]) else None
 
 
 def why_not(name: str) -> str | None:
-    """Return why a program cannot be used, or None if it can."""
+    """Return the reason why a program cannot be used, or None if it can."""
     if name in _ROOT_ONLY and os.geteuid() != 0:
         return "it needs root"
     if find_program(name) is not None:

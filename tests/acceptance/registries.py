@@ -1,4 +1,4 @@
-"""Registries of others, each as its authors start it, with deletes switched on."""
+"""Third-party registries, each started as its authors start it, with deletes switched on."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ def distribution(root: Path) -> Server:
 
 
 def zot(root: Path) -> Server:
-    """Describe a zot that keeps equal blobs of all repositories once, which is its default."""
+    """Describe a zot that stores equal blobs of all repositories once, which is its default."""
     root.mkdir(parents=True)
     port = free_port()
     settings = {
@@ -58,4 +58,4 @@ DESCRIBE: Mapping[str, Callable[[Path], Server]] = {
     "olareg": olareg,
     "crane": crane_registry,
 }
-"""How to start each registry, by the program that it is."""
+"""One description per registry program."""

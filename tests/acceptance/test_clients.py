@@ -1,4 +1,4 @@
-"""Clients of others push, pull and copy through the product over plain HTTP, with no flag that says so (issue A1)."""
+"""Third-party clients push, pull and copy through the product over plain HTTP, without a flag for it (issue A1)."""
 
 from pathlib import Path
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.acceptance("conformance"), pytest.mark.timeout(300)]
 
 
 def needs(kinds: str, count: int) -> object:
-    """Return a row: kinds of registries, and how many in all. Debian's docker-registry is there; others are marked."""
+    """Return a row: kinds of registries, and their number in all. Only Debian's docker-registry needs no mark."""
     mark = pytest.mark.acceptance(*(name for name in kinds.split("+") if name != "docker-registry"))
     return pytest.param(kinds, count, marks=mark, id=f"{kinds}-{count}")
 

@@ -1,7 +1,7 @@
-"""containerd 2 pulls and pushes over plain HTTP on 127.0.0.1, with no flag that says so.
+"""containerd 2 pulls and pushes over plain HTTP on 127.0.0.1, without a flag for it.
 
 Reports: "Head https://127.0.0.1:5000/…: EOF" from ctr, from BuildKit, from Docker with the image store of containerd.
-They try https, and go on in http only where HTTP answers the TLS hello (issue A1).
+They try https, and fall back to http only where an HTTP server answers the TLS hello (issue A1).
 """
 
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance("containerd", "ctr")
 
 
 def ctr(socket: Path, *arguments: str) -> str:
-    """Run ctr and return what it printed; fail with it when ctr does."""
+    """Run ctr and return its output; fail with the output when ctr fails."""
     command = [find_program("ctr") or "ctr", "--address", str(socket), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=90, check=False)
     assert done.returncode == 0, f"{' '.join(arguments)}:\n{done.stdout}"

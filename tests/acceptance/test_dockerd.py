@@ -34,12 +34,12 @@ def docker(containerd: Path, tmp_path: Path) -> Iterator[Docker]:
 
 
 def _path() -> str:
-    """Return where dockerd looks for what it starts: Debian's runc is in /usr/sbin."""
+    """Return the search path of dockerd: Debian's runc is in /usr/sbin."""
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def test_docker_pushes_and_pulls(docker: Docker, product: Proxy, tmp_path: Path) -> None:
-    """An image is loaded, pushed, forgotten and pulled again; a wrong password and a missing right are told."""
+    """An image is loaded, pushed, removed and pulled again; a wrong password and a missing right are reported."""
     image, name = (
         make_image(tar_of(random_bytes(200_000)), tar_of(random_bytes(1000))),
         f"{product.host}/plain/docker:1",

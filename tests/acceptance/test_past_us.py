@@ -1,4 +1,4 @@
-"""Signatures and artifacts are the same through the product and at each registry itself, whichever way they came.
+"""Signatures and artifacts are the same through the product and at each registry, whichever way they were pushed.
 
 Reports: signatures that lie in a registry and vanish behind a proxy; `oras discover` shows nothing, with exit status 0.
 """
@@ -49,7 +49,7 @@ def subject(registries: list[Server]) -> At:
 
 
 class Ways:
-    """The same client at the product and at both registries; ``home`` is one, with its keys."""
+    """The same client at the product and at both registries; ``home`` is one client, with its keys."""
 
     def __init__(self, program: str, home: Path, proxy: Proxy, registries: list[Server]) -> None:
         self.client = Client(program, home, proxy.host)
@@ -67,14 +67,14 @@ class Ways:
 
 @pytest.fixture
 def ways(request: pytest.FixtureRequest, proxy: Proxy, registries: list[Server], tmp_path: Path) -> Ways:
-    """Give the client that the test's first mark names."""
+    """Give the client named by the first mark of the test."""
     (program,) = request.node.get_closest_marker("acceptance").args
     return Ways(program, tmp_path / "home", proxy, registries)
 
 
 @pytest.mark.acceptance("oras")
 def test_oras_discovers_the_same_everywhere(ways: Ways, subject: At) -> None:
-    """One attached at both registries past us, one through us: each place shows both."""
+    """Two artifacts attached past the proxy and one attached through it are listed at each place."""
     client = ways.client
     for number, host in enumerate([*ways.past, ways.through]):
         kind = f"{SBOM}.{'past' if host in ways.past else 'through'}"
@@ -89,7 +89,7 @@ def test_oras_discovers_the_same_everywhere(ways: Ways, subject: At) -> None:
 
 @pytest.mark.acceptance("notation")
 def test_notation_verifies_the_same_everywhere(ways: Ways, subject: At) -> None:
-    """Signed at one registry past us: good through us; signed through us: good at each registry."""
+    """A signature made at one registry is good through the proxy, and one made through the proxy at each registry."""
     client = ways.client
     client.run("cert", "generate-test", "--default", "tests.example")
     policy = client.home / ".config" / "notation" / "trustpolicy.json"
@@ -111,7 +111,7 @@ def test_notation_verifies_the_same_everywhere(ways: Ways, subject: At) -> None:
 @pytest.mark.acceptance("cosign")
 @pytest.mark.parametrize("past_us", [True, False], ids=["past us", "through us"])
 def test_cosign_verifies_the_same_everywhere(ways: Ways, subject: At, *, past_us: bool) -> None:
-    """A signature as a referrer (a bundle) is good wherever it is looked for."""
+    """A signature that is a referrer (a bundle) is good at the proxy and at each registry."""
     client = ways.client
     client.run("generate-key-pair")
     local = ("--key", "cosign.key", "--tlog-upload=false", "--use-signing-config=false", "--yes")
@@ -125,7 +125,7 @@ def test_cosign_verifies_the_same_everywhere(ways: Ways, subject: At, *, past_us
 
 @pytest.mark.acceptance("regctl")
 def test_regctl_lists_and_deletes_the_same_everywhere(ways: Ways, subject: At) -> None:
-    """An artifact that is deleted through us is listed nowhere any more, its neighbour everywhere."""
+    """An artifact that is deleted through the proxy is listed nowhere any more; its neighbour is listed everywhere."""
     client = ways.client
     for kind in ("first", "second"):
         client.run(

@@ -1,7 +1,7 @@
 """Signing and attaching go on while one of two replicas is down (issue B8).
 
 Reports: pipelines whose `cosign sign`, `oras attach` or `notation sign` ends in 503 during maintenance of one registry.
-These clients ask for a tag that normally does not exist, and need to hear that it does not.
+These clients ask for a tag that normally does not exist, and go on only when the answer is 404.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _PASSWORD = "password of a user"
 
 @pytest.fixture(params=["before", "meanwhile"])
 def subject(request: pytest.FixtureRequest, outage: Proxy) -> Callable[[str], str]:
-    """Return a function that gives a client an image: pushed before the replica went down, or while it is."""
+    """Return a function that gives a client an image: pushed before the replica stopped, or during the outage."""
 
     def name(program: str) -> str:
         if request.param == "meanwhile":
@@ -31,7 +31,7 @@ def subject(request: pytest.FixtureRequest, outage: Proxy) -> Callable[[str], st
 
 @pytest.fixture
 def client(request: pytest.FixtureRequest, outage: Proxy, tmp_path: Path) -> Client:
-    """Give the client that the test's first mark names, logged in as ann."""
+    """Give the client named by the first mark of the test, logged in as ann."""
     (program,) = request.node.get_closest_marker("acceptance").args
     client = Client(program, tmp_path / "home", outage.host)
     client.log_in("ann", _PASSWORD)
@@ -80,7 +80,7 @@ def test_notation_signs_and_verifies(client: Client, subject: Callable[[str], st
 @pytest.mark.acceptance("cosign")
 @pytest.mark.parametrize("bundle", [True, False], ids=["bundle", "tags"])
 def test_cosign_signs_attests_and_cleans(client: Client, subject: Callable[[str], str], *, bundle: bool) -> None:
-    """A signature and an attestation are added, each as a referrer or on a tag of its own, and are good; clean ends."""
+    """A signature and an attestation are added, each as a referrer or on its own tag, are good, and are removed."""
     image = subject("cosign")
     (client.home / "predicate.json").write_text('{"built": "here"}')
     client.run("generate-key-pair")

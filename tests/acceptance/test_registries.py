@@ -1,4 +1,4 @@
-"""Registries of others as the only replica of an upstream: what clients do with them, they do through the product.
+"""Third-party registries as the only replica of an upstream: clients use them through the product as they do directly.
 
 Reports: registries that answer errors as plain text (olareg, the registry of crane, ko), that keep equal blobs of all
 repositories once (zot), that delete a tag or only manifests (issue B9, B10, B11).
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.acceptance("crane")
 
 
 def needs(kind: str) -> pytest.MarkDecorator:
-    """Mark what needs a registry: "main" are two of Debian's."""
+    """Mark tests that need a registry; "main" stands for two of Debian's."""
     return pytest.mark.acceptance(*([] if kind == "main" else [kind.rstrip("s")]))
 
 
@@ -26,7 +26,7 @@ CLIENTS = [pytest.param(name, marks=pytest.mark.acceptance(name)) for name in ("
 
 
 def new_image() -> Image:
-    """Return an image of two layers that nobody has."""
+    """Return an image of two layers that no registry holds yet."""
     return make_image(tar_of(random_bytes(50_000)), tar_of(random_bytes(50_000)))
 
 
@@ -54,7 +54,7 @@ def test_an_artifact_comes_back(kind: str, log_in: LogIn) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_deleted_tag_goes_alone(kind: str, log_in: LogIn, tmp_path: Path) -> None:
-    """`crane delete REPO:TAG` ends one of two tags of an image; the other one and the digest are still pulled."""
+    """`crane delete REPO:TAG` removes one of two tags of an image; the other tag and the digest are still pulled."""
     client, image, repository = log_in("crane"), new_image(), f"{kind}/deletes"
     layout = write_layout(tmp_path / "in", image)
     for tag in ("gone", "stays"):
@@ -74,7 +74,7 @@ def test_a_deleted_tag_goes_alone(kind: str, log_in: LogIn, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_deleted_digest_takes_its_tags(kind: str, log_in: LogIn, tmp_path: Path) -> None:
-    """`crane delete REPO@DIGEST` ends the image and every tag on it."""
+    """`crane delete REPO@DIGEST` removes the image and every tag on it."""
     client, image, repository = log_in("crane"), new_image(), f"{kind}/digests"
     client.push(write_layout(tmp_path / "in", image), f"{repository}:1")
     client.run("delete", client.name(f"{repository}@{image.digest}"))

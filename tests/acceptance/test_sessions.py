@@ -1,4 +1,4 @@
-"""What people do with many images or with an index by hand works as at a plain registry (issue A4).
+"""Work with many images, or with an index made by hand, goes through the product as at a plain registry (issue A4).
 
 Reports: `docker manifest create` that fails at a proxy; jobs that log in once and pull a hundred images.
 """
@@ -49,7 +49,7 @@ def images(product: Proxy) -> list[str]:
 
 @pytest.mark.parametrize("program", [pytest.param(name, marks=pytest.mark.acceptance(name)) for name in _LOGIN])
 def test_a_client_logs_in_with_the_right_password(program: str, log_in: LogIn) -> None:
-    """The right password, on standard input, is taken; a wrong one is not, by all clients that ask the registry."""
+    """Every client that verifies a login accepts the right password on standard input and refuses a wrong one."""
     client = log_in(program)
     command = (*_LOGIN[program], "-u", "ann", "--password-stdin" if program != "regctl" else "--pass-stdin")
     client.run(*command, client.host, stdin=_PASSWORD)
@@ -59,7 +59,7 @@ def test_a_client_logs_in_with_the_right_password(program: str, log_in: LogIn) -
 
 @pytest.mark.acceptance("crane")
 def test_crane_pulls_a_hundred_images_after_one_login(images: list[str], log_in: LogIn) -> None:
-    """One process pulls a hundred images."""
+    """One crane process pulls a hundred images after one login."""
     client = log_in("crane")
     client.run("auth", "login", "-u", "ann", "--password-stdin", client.host, stdin=_PASSWORD)
     client.run("pull", "--format=oci", *map(client.name, images), "pulled")
@@ -68,7 +68,7 @@ def test_crane_pulls_a_hundred_images_after_one_login(images: list[str], log_in:
 
 @pytest.mark.acceptance("skopeo")
 def test_skopeo_pulls_a_hundred_images_after_one_login(images: list[str], log_in: LogIn) -> None:
-    """One process pulls a hundred images."""
+    """One skopeo process pulls a hundred images after one login."""
     client = log_in("skopeo")
     client.run("login", "--tls-verify=false", "-u", "ann", "--password-stdin", client.host, stdin=_PASSWORD)
     names = "".join(f"    {name.partition(':')[0]}: ['1']\n" for name in images)
@@ -78,7 +78,7 @@ def test_skopeo_pulls_a_hundred_images_after_one_login(images: list[str], log_in
 
 
 def docker_image() -> Image:
-    """Return a small image in Docker's own media types: the docker of Debian 12 makes indexes of no others."""
+    """Return a small image in Docker's media types: the docker of Debian 12 builds indexes of no others."""
     image = make_image(tar_of(random_bytes(1000)))
     media_types = {
         OCI_MANIFEST: _DOCKER_MANIFEST,

@@ -1,4 +1,4 @@
-"""Images under sha512: what regctl makes of an image, before registries that know manifests by sha256 alone or not."""
+"""Images under sha512, made by regctl, before registries that know manifests by sha256 alone and others."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.acceptance("regctl")
 
 
 def needs(kind: str) -> pytest.MarkDecorator:
-    """Mark what needs a registry: "main" are two of Debian's."""
+    """Mark tests that need a registry; "main" stands for two of Debian's."""
     return pytest.mark.acceptance(*([] if kind == "main" else [kind]))
 
 

@@ -1,4 +1,4 @@
-"""Registries that keep blobs once for all repositories do not lend them to those who may not read them."""
+"""A registry that stores equal blobs of all repositories once does not give them to a user without rights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def proxy(kind: str, tmp_path: Path, copies: Copies) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_secret_is_secret_at_every_registry(proxy: Proxy, kind: str) -> None:
-    """Nobody gets a blob by its digest through a repository that does not hold it; whoever pushed it does."""
+    """A blob is served only through a repository that holds it; the user who pushed it there receives it."""
     here = Setting(proxy)
     here.ann.push("secret/app", "1", SECRET)
     attack(here.eve, [Eve.read])

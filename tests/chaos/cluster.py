@@ -34,13 +34,13 @@ from tests.support.servers import Server, docker_registry, free_port, nginx_in_t
 
 
 class Front(StrEnum):
-    """What stands before the clients."""
+    """The server in front of the nodes, to which clients connect."""
 
     TURNS = "each request at another node"
-    """Also within an upload: nodes of one worker go on with what the other one began."""
+    """Chooses the node at each request, also within an upload: nodes of one worker continue each other's uploads."""
 
     SHIPPED = "as shipped"
-    """nginx/two-nodes.conf, but for TLS, and nodes of two workers."""
+    """nginx/two-nodes.conf without TLS, and nodes of two workers."""
 
 
 _HARMS_TO_DATA = frozenset({Harm.OLDER, Harm.WIPE, Harm.SWAP})
@@ -53,7 +53,7 @@ PASSWORD = "password of a user"
 
 @dataclass
 class Cluster:
-    """Everything that is started; clients find it at ``url``."""
+    """All servers of the cluster; clients connect to ``url``."""
 
     replicas: dict[str, Server]
     nodes: dict[str, Proxy]
@@ -64,16 +64,16 @@ class Cluster:
     emptied: list[Emptied] = field(default_factory=list)
     harmed: set[str] = field(default_factory=set)
     copies: dict[str, Path] = field(default_factory=dict)
-    """By replica: its storage as it was before the last fault to its data."""
+    """By replica: a copy of its storage from before the last fault to its data."""
     front: Front = Front.TURNS
     disks: Mapping[str, StallingDisk] = field(default_factory=dict)
-    """By node: what its cache lies on, where that can freeze."""
+    """By node: the disk of its cache, where that disk can freeze."""
     ends: dict[str, ExitStack] = field(default_factory=dict)
-    """By target: what ends its fault, where that is more than to start it again."""
+    """By target: the end of its fault, where that is more than a new start."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Names of what can fail."""
+        """Names of the targets of faults."""
         return (*self.replicas, *self.nodes, "redis", *(() if self.receiver is None else ("receiver",)))
 
     @property
@@ -83,11 +83,11 @@ class Cluster:
 
     @property
     def further_harms(self) -> frozenset[Harm]:
-        """What can be done here beyond what can be done to every server."""
+        """The faults that are possible here beyond those of every server."""
         possible = frozenset(Harm).difference(HARMS_OF_ALL)
         if not self.disks:
             possible -= {Harm.FREEZE}
-        # An nginx that waits for a node for as long as it takes would show nothing.
+        # An nginx that waits for a node without a limit would show nothing.
         return possible if self.front is Front.SHIPPED else possible - {Harm.HANG}
 
     def _server(self, target: str) -> Server:
@@ -96,7 +96,7 @@ class Cluster:
         return self.replicas.get(target) or self.nodes.get(target) or self.redis
 
     def do_harm(self, fault: Fault) -> None:
-        """Let a fault happen."""
+        """Begin a fault."""
         server = self._server(fault.target)
         if fault.harm in _HARMS_TO_DATA:
             self._harm_data(fault)
@@ -108,7 +108,7 @@ class Cluster:
             self.emptied.append(Emptied(time.time(), float("inf")))
             with redis.Redis(port=self.redis.port) as client:
                 client.flushall()
-            # A copy from before may hold what was deleted, and nobody knows that any more (docs/availability.md).
+            # An older copy may hold a deleted image, and no record of that exists any more (docs/availability.md).
             self.copies.clear()
         elif fault.harm in {Harm.STOP, Harm.HANG}:
             for process in _processes(server):
@@ -122,7 +122,7 @@ class Cluster:
         self.harmed.add(fault.target)
 
     def end_harm(self, fault: Fault) -> None:
-        """Let a server go on, or start it again."""
+        """Resume a server, or start it again."""
         self.harmed.remove(fault.target)
         server = self._server(fault.target)
         if fault.harm is Harm.EMPTY:
@@ -143,7 +143,7 @@ class Cluster:
                 process.send_signal(signal.SIGCONT)
 
     def _harm_data(self, fault: Fault) -> None:
-        """Stop a registry and change its storage: to the copy of before the last such fault, to nothing, to another."""
+        """Stop a registry and change its storage: to the copy from the last such fault, to nothing, to another one."""
         server = self.replicas[fault.target]
         for one in self.replicas.values() if fault.harm is Harm.SWAP else [server]:
             one.stop(signal.SIGKILL)
@@ -161,7 +161,7 @@ class Cluster:
         self.copies[fault.target] = kept
 
     def _harm_object(self, fault: Fault) -> None:
-        """Make one of the objects wrong that a registry has stored last."""
+        """Damage one of the objects that a registry has stored last."""
         ending = self._ending(fault)
         if (path := recent_object(_data_of(self.replicas[fault.target]), fault.pick)) is not None:
             ending.callback(_HARMS_TO_OBJECTS[fault.harm](path))
@@ -170,7 +170,7 @@ class Cluster:
         return self.ends.setdefault(fault.target, ExitStack())
 
     def _make_user_again(self) -> None:
-        """Do what an operator does whose store is empty: make an administrator past the API, and the users."""
+        """Create an administrator past the API, and the users, as an operator with an empty store does."""
         node = next(iter(self.nodes.values()))
         secret = node.root / "password"
         secret.write_text(ADMIN_PASSWORD)
@@ -183,7 +183,7 @@ class Cluster:
         self.emptied[-1] = replace(self.emptied[-1], ended=time.time())
 
     def tend(self) -> None:
-        """Start again what ended by itself, as a service manager does: a node cannot start without Redis."""
+        """Restart servers that ended by themselves, as a service manager does: a node cannot start without Redis."""
         for target in self.targets:
             process = self._server(target).process
             if target not in self.harmed and process is not None and process.poll() is not None:
@@ -192,7 +192,7 @@ class Cluster:
     # ------------------------------------------------------------ looking
 
     def ailments(self, *, mind_pending: bool = True) -> list[str]:
-        """Return what has not healed; ``mind_pending`` asks that no replica lacks anything."""
+        """Return everything that has not healed; with ``mind_pending`` also replicas that miss something."""
         found = []
         try:
             with redis.Redis(port=self.redis.port, socket_timeout=2, socket_connect_timeout=2) as client:
@@ -220,9 +220,9 @@ class Cluster:
         return found
 
     def wait_until_healed(self, timeout_seconds: float = 60, *, mind_pending: bool = True) -> list[str]:
-        """Return [] when all is well, or what is not once nothing was repaired for the time-out.
+        """Return [] when all is well, or the ailments once nothing was repaired for the time-out.
 
-        A busy machine may need minutes to bring a replica all that it lost; it ends after five in any case.
+        A busy machine may need minutes to restore a replica; the wait ends after five in any case.
         """
         began, repaired = time.monotonic(), 0.0
         deadline = began + timeout_seconds
@@ -236,7 +236,7 @@ class Cluster:
         return []
 
     def _repaired(self) -> float:
-        """Return how many keys the nodes that can be asked have repaired."""
+        """Return the number of keys that the reachable nodes have repaired."""
         count = 0.0
         for node in self.nodes.values():
             with suppress(httpx.HTTPError, OSError):
@@ -244,7 +244,7 @@ class Cluster:
         return count
 
     def logs(self) -> str:
-        """Return what the nodes said that was not an answer to a request: errors and warnings, with tracebacks."""
+        """Return the lines of the nodes' logs that are no access log: errors and warnings, with tracebacks."""
         lines = [
             f"{name}: {line[:2000]}"
             for name, node in self.nodes.items()
@@ -288,9 +288,9 @@ def _processes(server: Server) -> list[psutil.Process]:
 
 @contextmanager
 def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = False) -> Iterator[Cluster]:
-    """Start all of it, the nodes by ``copies``, with a user who may pull, push and delete in team.
+    """Start the cluster, the nodes by ``copies``, with a user who may pull, push and delete in team.
 
-    With ``may_freeze`` the caches are on disks that can, where this machine allows that.
+    With ``may_freeze`` the caches lie on disks that can freeze, where this machine allows that.
     """
     for program in ("docker-registry", "redis-server", "nginx"):
         require_program(program)
@@ -322,7 +322,7 @@ def cluster(root: Path, front: Front, copies: Copies, *, may_freeze: bool = Fals
         if front is Front.SHIPPED:
             nginx = nginx_server(root / "nginx", None, *ports)
         else:
-            # A manifest is kept by nginx until it has all of it, and so can be sent again.
+            # nginx buffers a manifest whole, and so can send it again.
             nginx = nginx_in_turns(root / "nginx", ports, "location ~ /manifests/ { proxy_pass http://nodes; }")
         stack.enter_context(running(nginx))
         servers = Cluster(replicas, nodes, store, nginx.url, receiver, front=front, disks=disks)

@@ -1,4 +1,4 @@
-"""Push and pull as docker does it: its requests in its order, a connection for each, and its own retries.
+"""Push and pull as docker does: its requests in its order, a connection for each, and its own retries.
 
 Layers are sent up to five times and fetched up to five times, by Range from where they broke off, with pauses of 5, 10,
 15, 20 s; a manifest and the config are sent once; a manifest is read by HEAD and then by GET, each once.
@@ -36,7 +36,7 @@ class BrokenError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """An answer to a request."""
 
     status: int
     headers: dict[str, str]
@@ -48,10 +48,10 @@ class Docker:
 
     Args:
         url: of the registry.
-        user: who it is.
+        user: the name of the user.
         password: of the user.
-        address: of the machine that it runs on; "" for any.
-        patience_seconds: after which an answer is taken for a hang; docker itself waits for ever.
+        address: of the machine on which it runs; "" for any.
+        patience_seconds: time after which an answer counts as a hang; docker itself waits without a limit.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Docker:
         self._token = ""
 
     async def aclose(self) -> None:
-        """Forget it."""
+        """Close its connections."""
         await self._session.close()
 
     # ------------------------------------------------------------ requests
@@ -111,7 +111,7 @@ class Docker:
         return answer
 
     async def login(self, *scopes: str) -> None:
-        """Ask ``/v2/`` how to log in, and get a token for some scopes."""
+        """Ask ``/v2/`` for the login service, and get a token for some scopes."""
         self._token = ""
         await self._expect(401, "ping", "GET", "/v2/")
         query = [("service", "registry-proxy"), *(("scope", scope) for scope in scopes)]
@@ -162,7 +162,7 @@ class Docker:
                 raise error
 
     async def _pull_blob(self, repository: str, digest: str) -> RefusedError | BrokenError | None:
-        """Fetch a blob with docker's patience; return what it gave up with."""
+        """Fetch a blob with docker's patience; return the last error."""
         done = bytearray()
         failure: RefusedError | BrokenError | None = None
         for number in range(TRIES):
@@ -200,7 +200,7 @@ class Docker:
     # ------------------------------------------------------------ push
 
     async def push(self, repository: str, tag: str, image: Image) -> None:
-        """Push layers, config and manifest; where that refers to another one, the registry has to say so."""
+        """Push layers, config and manifest; for one with a subject the registry must confirm the subject."""
         config = json.loads(image.manifest)["config"]["digest"]
         for digest, blob in image.blobs.items():
             if digest != config:
@@ -245,14 +245,14 @@ class Docker:
     # ------------------------------------------------------------ the rest
 
     async def delete(self, repository: str, digest: str) -> bool:
-        """Delete a manifest; False when it is not there."""
+        """Delete a manifest; False when it is absent."""
         answer = await self._ask("DELETE", "DELETE", f"/v2/{repository}/manifests/{digest}")
         if answer.status not in {202, _ABSENT}:
             raise RefusedError("DELETE", answer.status, answer.body.decode(errors="replace"))
         return answer.status == 202
 
     async def tags(self, repository: str) -> list[str]:
-        """Return the tags of a repository; none when it is not known."""
+        """Return the tags of a repository; none when it is unknown."""
         answer = await self._ask("tags", "GET", f"/v2/{repository}/tags/list")
         if answer.status == _ABSENT:
             return []
@@ -266,7 +266,7 @@ class Docker:
         return list(json.loads(answer.body)["repositories"])
 
     async def referrers(self, repository: str, subject: str) -> list[str]:
-        """Return the digests of what refers to a manifest."""
+        """Return the digests of the referrers of a manifest."""
         answer = await self._expect(200, "referrers", "GET", f"/v2/{repository}/referrers/{subject}")
         return [one["digest"] for one in json.loads(answer.body)["manifests"]]
 

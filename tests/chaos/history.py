@@ -1,8 +1,8 @@
-"""What clients did, when, and what they were told; and whether a registry that loses nothing could have said so.
+"""All operations of clients, their times and answers, checked against a registry that loses nothing.
 
-Each operation lies between two moments. What was acknowledged happened between them; what failed may have happened, in
-between or not at all; what was broken off may also still happen for a while. A tag is a register: a push writes it, a
-delete of a digest empties it where it is that digest, and a reader has to see one of the values that are possible then.
+Each operation lies between two moments. An acknowledged one happened between them; a failed one may have happened, in
+between or not at all; one that was cut off may also still happen for a while. A tag is a register: a push writes it, a
+delete of a digest empties it where it is that digest, and a reader must see one of the values that are possible then.
 """
 
 import math
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 LINGERING_SECONDS = 45.0
-"""How long a write whose client was cut off may still be under way: it may wait 30 s for its turn."""
+"""Time for which a write whose client was cut off may still run: it may wait 30 s for its turn."""
 
 _WRITES_TOLD_SECONDS, _READS_TOLD_SECONDS = 60.0, 5.0
-"""How long before a violation an operation is still told of."""
+"""Time before a violation within which operations are part of its story."""
 
 
 class Kind(StrEnum):
-    """What an operation does."""
+    """The kind of an operation."""
 
     PUSH = "push"
     DELETE = "delete"
@@ -34,7 +34,7 @@ _PUTS = frozenset({Kind.PUSH, Kind.ATTACH})
 
 
 class Outcome(StrEnum):
-    """What the client was told."""
+    """The answer that the client received."""
 
     DONE = "done"
     ABSENT = "absent"
@@ -47,8 +47,8 @@ class Outcome(StrEnum):
 class Operation:
     """One operation on a tag or a digest; times in seconds from the beginning.
 
-    ``digest`` is what was written, deleted or found; ``names`` what a list held; ``says`` the details of a failure.
-    ``subject`` is what was attached to, or what the list is of.
+    ``digest`` was written, deleted or found; ``names`` is the content of a list; ``says`` has details of a failure.
+    ``subject`` is the manifest that a referrer or a list of referrers belongs to.
     """
 
     kind: Kind
@@ -65,7 +65,7 @@ class Operation:
 
     @property
     def is_over_at(self) -> float:
-        """When it can have no effect any more."""
+        """The moment after which it can have no effect any more."""
         return self.ended_at + (LINGERING_SECONDS if self.outcome is Outcome.BROKEN else 0)
 
     def __str__(self) -> str:
@@ -78,17 +78,17 @@ class Operation:
 
 
 def short(digest: str) -> str:
-    """Return what a person can tell digests apart by."""
+    """Return the part of a digest by which a person tells digests apart."""
     return digest.removeprefix("sha256:")[:10]
 
 
 @dataclass(frozen=True)
 class Window:
-    """A fault, and how long it lasted until everything had healed.
+    """A fault, and its length until everything had healed.
 
-    ``stops_writes`` tells that pushes may fail meanwhile: Redis or the quorum was away. ``stops_reads`` that nobody
-    can be answered: all replicas were away, or nobody was known. ``repeats`` that a request may be made twice: nginx
-    puts it to the other node when one dies over it.
+    ``stops_writes``: pushes may fail meanwhile, as Redis or the quorum was away. ``stops_reads``: no node could
+    answer, as all replicas were away, or no user was known. ``repeats``: a request may be sent twice, as nginx
+    repeats it at the other node when one dies over it.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Violation:
-    """A promise that was not kept: ``about`` is the operation that shows it."""
+    """A broken promise: ``about`` is the operation that shows it."""
 
     rule: str
     about: Operation
@@ -120,7 +120,7 @@ class History:
 
     Args:
         may_be_unavailable: reads may fail with a clean error: faults were not healed before the next.
-        forgetting_seconds: how long after a delete another node may still serve a manifest by its digest.
+        forgetting_seconds: time after a delete for which another node may still serve a manifest by its digest.
     """
 
     may_be_unavailable: bool = False
@@ -158,7 +158,7 @@ class History:
         )
 
     def may_be_absent(self, repository: str, tag: str, read: Operation) -> bool:
-        """Tell whether a reader could find the tag not to be there."""
+        """Tell whether a reader could find the tag absent."""
         writes = self.writes(repository, tag)
         acknowledged = [one for one in writes if one.outcome is Outcome.DONE and one.ended_at < read.started_at]
         if not acknowledged:
@@ -172,7 +172,7 @@ class History:
 
     @staticmethod
     def _was_it_at(write: Operation, writes: Sequence[Operation], delete: Operation) -> bool:
-        """Tell whether the tag may have been what ``write`` made it when it was deleted."""
+        """Tell whether the tag may still have had the value of ``write`` when that was deleted."""
         return write.started_at <= delete.is_over_at and not any(
             one.outcome is Outcome.DONE
             and one.digest != write.digest
@@ -182,7 +182,7 @@ class History:
         )
 
     def must_hold(self, repository: str, digest: str, at: Operation) -> bool:
-        """Tell whether a digest was acknowledged before, and nobody ever tried to delete it since."""
+        """Tell whether a digest was acknowledged before, without any later attempt to delete it."""
         pushes = [
             one
             for one in self._of(_PUTS, repository)
@@ -192,7 +192,7 @@ class History:
         return any(all(push.started_at > delete.is_over_at for delete in deletes) for push in pushes)
 
     def may_hold(self, repository: str, digest: str, at: Operation) -> bool:
-        """Tell whether a digest can be there: an attempt to push it that no acknowledged delete came after."""
+        """Tell whether a digest may exist: after an attempt to push it came no acknowledged delete."""
         deletes = [
             one
             for one in self.deletes(repository, digest)
@@ -207,7 +207,7 @@ class History:
     # ------------------------------------------------------------ judging
 
     def violations(self) -> list[Violation]:
-        """Return every promise that was not kept, in the order in which clients saw it."""
+        """Return every broken promise, in the order in which clients saw it."""
         found = [Violation(rule, one) for one in self.operations for rule in self._broken_rules(one)]
         return sorted(found, key=lambda violation: violation.about.ended_at)
 
@@ -286,7 +286,7 @@ class History:
                 yield f"the repository {repository} is not in the catalog"
 
     def judge_referrers(self, listed: Operation) -> Iterator[str]:
-        """Yield what a list of referrers lacks, and what it holds that was deleted."""
+        """Yield the violations of a list of referrers: missing entries, and deleted ones that are still in it."""
         attached = {one.digest for one in self._of({Kind.ATTACH}, listed.repository) if one.subject == listed.subject}
         for digest in sorted(attached | listed.names):
             is_there = digest in listed.names
@@ -298,7 +298,7 @@ class History:
     # ------------------------------------------------------------ telling
 
     def in_write_window(self, one: Operation) -> bool:
-        """Tell whether an operation ran while writes were not possible."""
+        """Tell whether an operation ran while writes were impossible."""
         return any(window.stops_writes and window.meets(one) for window in self.windows)
 
     def timeline(self, violation: Violation) -> str:
@@ -331,7 +331,7 @@ class History:
         return "\n".join([f"*** {violation.rule}", f"    {about}", "  before it:", *(f"    {line}" for line in lines)])
 
     def summary(self) -> str:
-        """Return a table of what was done and how it ended."""
+        """Return a table of the operations and their outcomes."""
         kinds = [kind for kind in Kind if any(one.kind is kind for one in self.operations)]
         rows = ["| operation | done | absent | refused | broken | worst s |", "|---|---|---|---|---|---|"]
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""One object in the storage of a docker-registry, made wrong for a while."""
+"""One object in the storage of a docker-registry, damaged for a while."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,14 +9,14 @@ _ASIDE = ".kept"
 
 
 def recent_object(data: Path, pick: float) -> Path | None:
-    """Return one of the objects that were stored last, None where there is none; ``pick`` from 0 to 1 says which."""
+    """Return one of the objects stored last, None where there is none; ``pick`` from 0 to 1 chooses it."""
     objects = sorted(data.glob("docker/registry/v2/blobs/sha256/*/*/data"), key=lambda each: each.stat().st_mtime)
     recent = objects[-_RECENT:]
     return recent[int(pick * len(recent))] if recent else None
 
 
 def garble(path: Path) -> Callable[[], None]:
-    """Make the registry serve wrong bytes for an object; return what makes it right again."""
+    """Make the registry serve wrong bytes for an object; return the function that restores it."""
     right = path.read_bytes()
     path.write_bytes(bytes(byte ^ 0xFF for byte in right))
 
@@ -28,7 +28,7 @@ def garble(path: Path) -> Callable[[], None]:
 
 
 def break_off(path: Path) -> Callable[[], None]:
-    """Make the registry answer 500 for an object, which it cannot open; return what makes it right again."""
+    """Make the registry answer 500 for an object, which it cannot open; return the function that restores it."""
     kept = path.with_name(path.name + _ASIDE)
     path.rename(kept)
     path.symlink_to(path.name)

@@ -1,4 +1,4 @@
-"""What is done and what is broken, as a function of a seed alone: the same seed is the same plan."""
+"""The steps of clients and the faults, as a function of a seed alone: the same seed gives the same plan."""
 
 import json
 import random
@@ -14,11 +14,11 @@ _BASE_LAYERS = 4
 _ARTIFACT_TYPES = ("application/vnd.example.signature", "application/vnd.example.sbom")
 _EMPTY = b"{}"
 _SUBJECTS = 3
-"""Of so many images that a client pushed last there are referrers: several of each, by several writes."""
+"""Number of a client's last images that get referrers: several of each, by several writes."""
 
 
 class Verb(StrEnum):
-    """What a client does in one step."""
+    """The request of a client in one step."""
 
     PUSH = "push"
     PULL = "pull"
@@ -32,7 +32,7 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a client; ``image`` is pushed, or named by its digest. ``subject`` is the digest it refers to."""
+    """One step of a client; ``image`` is pushed, or named by its digest. ``subject`` is the digest of its subject."""
 
     verb: Verb
     pause_seconds: float
@@ -43,7 +43,7 @@ class Step:
 
 
 class Harm(StrEnum):
-    """What is done to a server."""
+    """The kinds of faults of a server."""
 
     KILL = "SIGKILL"
     STOP = "SIGSTOP"
@@ -65,7 +65,7 @@ HARMS_OF_SOME = {
     "redis": (Harm.EMPTY,),
     "receiver": (),
 }
-"""By the kind of a target; only where all others are well, for its data or its answers may be had nowhere else."""
+"""By the kind of a target; only while all others are well, as its data or answers may exist nowhere else."""
 
 HARMS_TO_COMPARE = frozenset({Harm.OLDER, Harm.WIPE, Harm.SWAP, Harm.EMPTY})
 """After these the replicas are compared before all is well."""
@@ -83,9 +83,9 @@ _SECONDS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What befalls which server: for how long, and how long after the last was healed.
+    """A fault of a server: its length, and its distance from the end of the one before.
 
-    ``pick`` chooses one of several things at the target; from 0 to 1.
+    ``pick`` from 0 to 1 chooses one of several things at the target.
     """
 
     harm: Harm
@@ -131,7 +131,7 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
         image: Image | None = None
         subject = ""
         if verb is Verb.PUSH:
-            # Now and then an image of before: a tag is rolled back.
+            # Now and then an earlier image: a tag is rolled back.
             of_old = [image for where, image in pushed if where == repository]
             if of_old and chance.random() < 0.15:
                 image = chance.choice(of_old)
@@ -151,7 +151,7 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
 
 
 def faults(seed: int, targets: tuple[str, ...], further: Collection[Harm] = ()) -> Iterator[Fault]:
-    """Give the faults, without end; those of ``further`` befall the targets that they are for."""
+    """Give the faults, without end; those of ``further`` are used only for the targets named there."""
     chance = random.Random(f"{seed} faults")
     while True:
         target = chance.choice(targets)

@@ -41,13 +41,13 @@ _KINDS = {
     Verb.REFERRERS: Kind.REFERRERS,
 }
 FORGETTING_SECONDS = 2.0
-"""Within what all nodes forget what was deleted (docs/operations.md)."""
+"""Time within which all nodes forget a deleted digest (docs/operations.md)."""
 
 _COMING_BACK_SECONDS = 5.0
-"""After which all replicas are known to be up again, or a user that was made again is known to all."""
+"""Time after which all replicas are known to be up again, and a user that was created again is known to all."""
 
 _REPAIRING_SECONDS, _COMPARING_SECONDS = 60.0, 180.0
-"""How long nothing may be repaired before all is well; a comparison asks for each content, and repairs nothing."""
+"""Time without a repair before all is well; a comparison asks for each content, and repairs nothing."""
 
 _EVENTS_SECONDS = 90.0
 """Within what all events have arrived: that of a push whose node died is delivered after a minute."""
@@ -72,13 +72,13 @@ class Run:
     Args:
         cluster: running.
         seed: of clients and faults.
-        seconds: how long faults and traffic go on.
-        clients: how many.
-        pace_seconds: between two steps of a client, on average.
+        seconds: the length of faults and traffic.
+        clients: their number.
+        pace_seconds: average time between two steps of a client.
         heals: each fault waits until the last one has healed.
-        lull: how much longer than planned it is from one fault to the next that does not wait.
-        further: faults that heal are also these: of data, of single objects, of disks, and nodes that hang for long.
-        repairs: replicas get what they missed by themselves; without, only one of them fails.
+        lull: factor by which planned times between faults grow where a fault does not wait.
+        further: use faults of data, of single objects and of disks, and nodes that hang for long, too.
+        repairs: replicas receive missed writes by themselves; without, only one replica fails.
     """
 
     cluster: Cluster
@@ -153,7 +153,7 @@ class Run:
         self._let_pass(harmed, max([self.now(), *(one.ends_at for one in harmed)]))
 
     def _let_pass(self, harmed: list[_Harmed], until: float) -> None:
-        """Sleep, and end the faults that are over meanwhile."""
+        """Sleep, and end the faults whose time is over meanwhile."""
         while harmed and (first := min(harmed, key=lambda one: one.ends_at)).ends_at <= until:
             time.sleep(max(0.0, first.ends_at - self.now()))
             self.cluster.end_harm(first.fault)
@@ -171,7 +171,7 @@ class Run:
 
     @contextmanager
     def _traffic(self) -> Iterator[None]:
-        """Have clients work while the block runs; they finish the step that they are in."""
+        """Run clients while the block runs; they finish their last step."""
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(lambda: asyncio.run(self._work()))
             try:
@@ -188,7 +188,7 @@ class Run:
             await asyncio.sleep(step.pause_seconds)
             if self._stop.is_set():
                 return
-            # Each time from another machine: nginx, as it is shipped, chooses the node by the client's address.
+            # Each time from another machine: nginx, as shipped, chooses the node by the client's address.
             docker = self._docker(f"127.{number + 1}.{turn // 250 % 250 + 1}.{turn % 250 + 1}")
             try:
                 await self.perform(docker, f"client-{number}", step)
@@ -204,7 +204,7 @@ class Run:
         return operation
 
     async def perform(self, docker: Docker, client: str, step: Step) -> None:
-        """Do one step and record what came of it."""
+        """Do one step and record its outcome."""
         kind = _KINDS[step.verb]
         repository = "" if kind is Kind.CATALOG else step.repository
         tag = step.tag if kind in {Kind.PUSH, Kind.READ} else ""
@@ -218,7 +218,7 @@ class Run:
             await self._end(pull, self._pull(docker, pull))
 
     async def _end(self, operation: Operation, work: Awaitable[bool]) -> bool:
-        """Do the work of an operation; return whether there was what it asked for."""
+        """Do the work of an operation; return whether the requested object existed."""
         try:
             found = await work
             operation.outcome = Outcome.DONE if found else Outcome.ABSENT
@@ -269,7 +269,7 @@ class Run:
     # ------------------------------------------------------------ verdict
 
     def pull_everything(self) -> None:
-        """Read every tag and every image that was ever pushed once more, with everything up, through nginx."""
+        """Read every tag and every pushed image once more, with everything up, through nginx."""
         puts = {Kind.PUSH, Kind.ATTACH}
         known = {(one.repository, one.digest) for one in self.history.operations if one.kind in puts}
 
@@ -290,7 +290,7 @@ class Run:
         asyncio.run(pull())
 
     def list_referrers(self) -> None:
-        """List what refers to each subject once more, with everything up, through each node."""
+        """List the referrers of each subject once more, with everything up, through each node."""
 
         async def ask(url: str) -> None:
             docker = Docker(url, USER, PASSWORD)
@@ -312,7 +312,7 @@ class Run:
         return sorted({(one.repository, one.subject) for one in attached})
 
     def fallback_differences(self) -> list[str]:
-        """Return what the indexes of referrers at the replicas lack or hold too much; asked past the proxy."""
+        """Return the faults in the replicas' indexes of referrers, missing and extra entries; asked past the proxy."""
         found = []
         for repository, subject in self._subjects():
             for name, server in self.cluster.replicas.items():
@@ -324,7 +324,7 @@ class Run:
         return found
 
     def differences(self) -> list[str]:
-        """Return in what the replicas differ, or lack what was acknowledged; asked past the proxy."""
+        """Return the differences of the replicas, and acknowledged objects that are missing; asked past the proxy."""
         found = []
         operations = self.history.operations
         at = Operation(Kind.PULL, "verifier", "", self.now(), ended_at=self.now())
@@ -348,7 +348,7 @@ class Run:
         return found
 
     def _story(self, server: Server, repository: str, digest: str) -> str:
-        """Return who pushed and deleted an image, and each write of a manifest that a registry logged beside it."""
+        """Return the pushes and deletes of an image, and each logged write of a manifest at a registry."""
         lines = [
             str(one)
             for one in self.history.operations
@@ -360,7 +360,7 @@ class Run:
         return "".join(f"\n    {line}" for line in lines)
 
     def verify(self, timeout_seconds: float = 60) -> list[str]:
-        """Return [] once the product itself finds no difference between the replicas, or what it finds in the end."""
+        """Return [] once the product itself finds no difference between the replicas, or the last findings."""
         deadline = time.monotonic() + timeout_seconds
         node = next(iter(self.cluster.nodes.values()))
         with node.admin() as admin:
@@ -389,16 +389,16 @@ class Run:
         return [one for one in self.history.operations if one.kind is Kind.PUSH and one.outcome is not Outcome.DONE]
 
     def pushes_and_unexcused(self) -> tuple[int, int]:
-        """Return how many pushes there were, and how many failed while Redis and the quorum were there."""
+        """Return the number of pushes, and of those that failed while Redis and the quorum were there."""
         pushes = sum(one.kind is Kind.PUSH for one in self.history.operations)
         return pushes, sum(not self.history.in_write_window(one) for one in self._failed_pushes())
 
     def _made(self) -> Counter[str]:
-        """Return how often which server had which fault."""
+        """Return the number of faults by server and kind."""
         return Counter(window.name.rpartition(" for ")[0] or window.name for window in self.history.windows)
 
     def report(self) -> str:
-        """Return what a person needs to follow the run: seed, table, faults, and each violation with its story."""
+        """Return the report for a person: seed, table, faults, and each violation with its story."""
         violations, failed = self.history.violations(), self._failed_pushes()
         pushes, unexcused = self.pushes_and_unexcused()
         arrivals = self.cluster.arrivals
@@ -422,7 +422,7 @@ class Run:
 
 
 def _tags_at(url: str, repository: str) -> dict[str, str]:
-    """Return the tags of a repository at one registry with what they are."""
+    """Return the tags of a repository at one registry with their digests."""
     answer = httpx.get(f"{url}/v2/{repository}/tags/list", timeout=30, verify=False)
     names = answer.json().get("tags") or [] if answer.status_code == 200 else []
     tags = {}
@@ -436,14 +436,14 @@ def _tags_at(url: str, repository: str) -> dict[str, str]:
 
 
 def _fallback_entries(url: str, repository: str, subject: str) -> frozenset[str]:
-    """Return what a registry lists under the tag of a subject (spec, "Referrers Tag Schema")."""
+    """Return the entries of a registry under the tag of a subject (spec, "Referrers Tag Schema")."""
     address = f"{url}/v2/{repository}/manifests/{subject.replace(':', '-')}"
     answer = httpx.get(address, headers={"Accept": OCI_INDEX}, timeout=30, verify=False)
     return frozenset(one["digest"] for one in answer.json()["manifests"]) if answer.status_code == 200 else frozenset()
 
 
 def _look_for(url: str, repository: str, digest: str) -> str:
-    """Return what a registry lacks of an image; "" when it has all of it, with the right bytes."""
+    """Return what a registry misses of an image; "" when it has all of it, with the right bytes."""
     with httpx.Client(base_url=f"{url}/v2/{repository}", timeout=30, verify=False) as client:
         answer = client.get(f"/manifests/{digest}", headers={"Accept": OCI_MANIFEST})
         if answer.status_code != 200 or digest_of(answer.content) != digest:

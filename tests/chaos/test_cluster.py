@@ -1,4 +1,4 @@
-"""What is done to servers, and that they come back."""
+"""Faults of servers, and their recovery."""
 
 import socket
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.servers import redis_server, running, wait_for_port, wait_unt
 
 
 def test_a_server_whose_port_is_taken_when_it_comes_back_is_started_again(tmp_path: Path) -> None:
-    """Somebody may sit on the port for a while: a connection that lingers, or another program."""
+    """A lingering connection or another program may hold the port for a while."""
     require_program("redis-server")
     with running(redis_server(tmp_path / "redis")) as store, socket.socket() as other:
         servers = Cluster({}, {}, store, url="")

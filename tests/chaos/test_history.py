@@ -41,18 +41,18 @@ def catalog(begin: float, end: float, *repositories: str) -> Operation:
 
 
 def attach(begin: float, end: float, digest: str, outcome: Outcome = DONE) -> Operation:
-    """Return a push of something that refers to the image C."""
+    """Return a push of a manifest that refers to the image C."""
     return Operation(Kind.ATTACH, "p", REPOSITORY, begin, "", digest, end, outcome, subject=C)
 
 
 def referrers(begin: float, end: float, *digests: str) -> Operation:
-    """Return a list of what refers to the image C."""
+    """Return a list of the referrers of the image C."""
     names = frozenset(digests)
     return Operation(Kind.REFERRERS, "r", REPOSITORY, begin, ended_at=end, outcome=DONE, names=names, subject=C)
 
 
 def rules(*operations: Operation, may_be_unavailable: bool = False) -> list[str]:
-    """Return the promises that were broken."""
+    """Return the rules that were broken."""
     history = History(operations=list(operations), may_be_unavailable=may_be_unavailable)
     return [violation.rule for violation in history.violations()]
 
@@ -66,9 +66,9 @@ OLDER = "an older, deleted or unknown tag was served"
         [read(0, 1, outcome=ABSENT)],
         [push(0, 1, A), read(2, 3, A), push(4, 5, B), read(6, 7, B)],
         [push(0, 1, A), push(2, 5, B), read(3, 4, A), read(3, 4, B)],  # either, while it is under way
-        [push(0, 1, A), push(2, 3, B, REFUSED), read(4, 5, A), read(4, 5, B)],  # either, for ever
-        [push(0, 3, A), push(1, 2, B), read(4, 5, A), read(4, 5, B)],  # nobody knows which was the last
-        [push(0, 1, A), push(2, 3, B, BROKEN), push(4, 5, C), read(6, 7, B)],  # it may still have been waiting
+        [push(0, 1, A), push(2, 3, B, REFUSED), read(4, 5, A), read(4, 5, B)],  # both are possible, without an end
+        [push(0, 3, A), push(1, 2, B), read(4, 5, A), read(4, 5, B)],  # the order of the two is unknown
+        [push(0, 1, A), push(2, 3, B, BROKEN), push(4, 5, C), read(6, 7, B)],  # it may still be waiting
         [push(0, 1, A), delete(2, 3, A), read(4, 5, outcome=ABSENT), pull(4, 5, A, ABSENT)],
         [push(0, 1, A), delete(2, 3, A, REFUSED), read(4, 5, A), read(4, 5, outcome=ABSENT)],
         [push(0, 1, A), delete(2, 3, A), push(4, 5, A), read(6, 7, A), pull(6, 7, A)],
@@ -79,11 +79,11 @@ OLDER = "an older, deleted or unknown tag was served"
         [attach(0, 1, A), referrers(2, 3, A), attach(4, 7, B), referrers(5, 6, A), referrers(5, 6, A, B)],
         [attach(0, 1, A), delete(2, 3, A), referrers(4, 5), pull(4, 5, A, ABSENT)],
         [attach(0, 1, A, REFUSED), referrers(2, 3), referrers(2, 3, A)],
-        [push(0, 1, C), attach(2, 3, A), delete(4, 5, C), referrers(6, 7, A)],  # of what is not there (any more)
+        [push(0, 1, C), attach(2, 3, A), delete(4, 5, C), referrers(6, 7, A)],  # a deleted subject
     ],
 )
 def test_what_a_registry_may_say(operations: list[Operation]) -> None:
-    """No violation is found where each answer was possible."""
+    """No violation is found where each answer is possible."""
     assert rules(*operations) == []
 
 
@@ -121,12 +121,12 @@ def test_what_a_registry_may_say(operations: list[Operation]) -> None:
     ],
 )
 def test_what_a_registry_may_not_say(operations: list[Operation], rule: str) -> None:
-    """Each broken promise is found, and told once."""
+    """Each broken promise is found, and reported once."""
     assert rules(*operations) == [rule]
 
 
 def test_without_healing_an_error_is_an_answer() -> None:
-    """Where faults come one over the other a read may fail; it may still not say "absent", nor what was before."""
+    """With overlapping faults a read may fail; it may not answer "absent" or an older value."""
     done = [push(0, 1, A), read(2, 3, outcome=REFUSED), pull(2, 3, A, REFUSED)]
     assert rules(*done, may_be_unavailable=True) == []
     lies = [push(0, 1, A), push(2, 3, B), read(4, 5, A), read(4, 5, outcome=ABSENT), pull(4, 5, A, ABSENT)]
@@ -135,7 +135,7 @@ def test_without_healing_an_error_is_an_answer() -> None:
 
 @pytest.mark.parametrize("repeats", [True, False])
 def test_a_delete_that_nginx_repeats_may_find_nothing(*, repeats: bool) -> None:
-    """The node that made it died before it could say so; without such a fault somebody has lost the manifest."""
+    """The node that did the delete died before its answer; without such a fault the manifest counts as lost."""
     window = Window("SIGKILL node-1 for 1.0 s", 2.5, 3.5, repeats=repeats)
     history = History(operations=[push(0, 1, A), delete(2, 3, A, ABSENT)], windows=[window])
     assert bool(history.violations()) is not repeats

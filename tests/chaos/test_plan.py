@@ -13,13 +13,13 @@ def plan(seed: int) -> tuple[list[Step], list[Fault]]:
 
 
 def test_the_same_seed_is_the_same_plan() -> None:
-    """Operations, the bytes that are pushed and faults follow from the seed; another seed is another plan."""
+    """Operations, pushed bytes and faults follow from the seed; another seed gives another plan."""
     assert plan(7) == plan(7)
     assert plan(7)[0] != plan(8)[0]
     assert plan(7)[1] != plan(8)[1]
 
 
 def test_only_the_kinds_that_can_be_had_are_planned() -> None:
-    """Where no disk can be frozen, or nobody leaves a node that hangs, the plan has other faults in their place."""
+    """Where no disk can freeze, or no node that hangs is left, the plan has other faults in their place."""
     kinds = {fault.harm for fault in islice(faults(7, TARGETS, {Harm.EMPTY, Harm.BREAK}), 200)}
     assert kinds == {Harm.KILL, Harm.STOP, Harm.RESTART, Harm.EMPTY, Harm.BREAK}

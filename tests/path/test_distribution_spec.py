@@ -1,4 +1,4 @@
-"""Every endpoint of the distribution specification 1.1, with each status that it gives for it.
+"""Every endpoint of the distribution specification 1.1, with each status that it defines.
 
 The rows are those of its section "Endpoints", end-1 to end-13; the quoted words are the specification's. Each test runs
 over one real registry, over two, and over two of which one is down; contents are pulled cold and warm.
@@ -41,7 +41,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Service:
-    """The product before its registries, and somebody who may do everything in ``spec``."""
+    """The product before its registries, and a user who may do everything in ``spec``."""
 
     user: User
     up: list[Server]
@@ -62,7 +62,7 @@ class Service:
     def go_on(
         self, method: str, location: str, content: bytes = b"", *, repository: str, **more: str
     ) -> httpx.Response:
-        """Send one request to where a Location leads; ``digest`` goes into the query, what else is a header."""
+        """Send one request to the address in a Location; ``digest`` goes into the query, all else is a header."""
         url = httpx.URL(self.user.proxy.url).join(location)
         if "digest" in more:
             url = url.copy_merge_params({"digest": more.pop("digest")})
@@ -72,12 +72,12 @@ class Service:
 
 
 def new_repository() -> str:
-    """Return a name that no other test has."""
+    """Return a repository name that no other test uses."""
     return f"spec/app{next(_numbers)}"
 
 
 def lose_one(proxy: Proxy, registries: list[Server]) -> None:
-    """Stop the last of the registries, once it was compared with the others: without, what it may hold is not known."""
+    """Stop the last of the registries after its comparison with the others: without, its contents are unknown."""
     wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
     registries.pop().stop()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "one is down")
@@ -120,7 +120,7 @@ def service(services: StartService, request: pytest.FixtureRequest) -> Service:
 
 @pytest.fixture(scope="module", params=CASES[:2])
 def whole(services: StartService, request: pytest.FixtureRequest) -> Service:
-    """Give the product over registries that are all up, so that what none of them has is known to be absent."""
+    """Give the product over registries that are all up, so that an object that none of them has is absent."""
     return services(request.param)
 
 
@@ -168,7 +168,7 @@ def test_end_2_gives_a_blob_cold_and_warm(service: Service, order: tuple[str, ..
 
 
 def test_end_2_gives_a_range_cold_and_warm(service: Service) -> None:
-    """A Range request is 206 with Content-Range, and 416 where it begins behind the end."""
+    """A Range request is 206 with Content-Range, and 416 where it begins beyond the end."""
     repository, image = service.seed()
     digest, blob = max(image.blobs.items(), key=lambda item: len(item[1]))
     for _ in range(2):
@@ -181,7 +181,7 @@ def test_end_2_gives_a_range_cold_and_warm(service: Service) -> None:
 @pytest.mark.parametrize("by_tag", [True, False])
 @pytest.mark.parametrize("order", [("GET", "HEAD", "GET"), ("HEAD", "GET", "HEAD")])
 def test_end_3_gives_a_manifest_cold_and_warm(service: Service, order: tuple[str, ...], *, by_tag: bool) -> None:
-    """GET and HEAD of a manifest are 200 with its media type, length and digest, and the bytes that were pushed."""
+    """GET and HEAD of a manifest are 200 with its media type, length and digest, and the pushed bytes."""
     repository, image = service.seed()
     for method in order:
         answer = service.ask(method, repository, f"/manifests/{'1' if by_tag else image.digest}")
@@ -202,7 +202,7 @@ def test_end_3_gives_a_manifest_cold_and_warm(service: Service, order: tuple[str
     ],
 )
 def test_end_2_and_3_say_404_for_what_is_not_there(whole: Service, method: str, path: str, unknown: str) -> None:
-    """What "is not found in the repository" is 404 with its code, also where the repository is not there."""
+    """An object that "is not found in the repository" is 404 with its code, also where the repository is absent."""
     repository, _ = whole.seed()
     for name in (repository, new_repository()):
         answer = whole.ask(method, name, path)
@@ -212,7 +212,7 @@ def test_end_2_and_3_say_404_for_what_is_not_there(whole: Service, method: str, 
 
 @pytest.mark.parametrize("service", [DOWN], indirect=True)
 def test_what_a_replica_that_is_down_may_hold_is_not_said_to_be_absent(service: Service) -> None:
-    """While it cannot be known the answer is 503 with Retry-After, and never 404."""
+    """While its absence is uncertain the answer is 503 with Retry-After, and never 404."""
     answer = service.ask("GET", new_repository(), f"/blobs/{ABSENT}")
     assert (answer.status_code, code(answer)) == (503, "UNAVAILABLE")
     assert "Retry-After" in answer.headers
@@ -220,7 +220,7 @@ def test_what_a_replica_that_is_down_may_hold_is_not_said_to_be_absent(service: 
 
 @pytest.mark.parametrize("path", ["/blobs/sha256:0", "/blobs/nothing", "/manifests/sha256:0", "/manifests/-"])
 def test_a_reference_that_cannot_be_is_a_400_or_404(service: Service, path: str) -> None:
-    """A digest or tag against the grammar is refused at once, with a body in the form of an error."""
+    """A digest or tag against the grammar is refused immediately, with a body in the form of an error."""
     answer = service.ask("GET", new_repository(), path)
     assert answer.status_code in {400, 404}
     assert code(answer) in {"DIGEST_INVALID", "MANIFEST_INVALID", "MANIFEST_UNKNOWN", "TAG_INVALID", "NAME_UNKNOWN"}
@@ -253,7 +253,7 @@ def test_end_4b_pushes_a_blob_by_a_single_post(service: Service) -> None:
 
 @pytest.mark.parametrize("digest", [ABSENT, "sha256:0", "nonsense"])
 def test_end_4b_and_6_refuse_a_wrong_digest(service: Service, digest: str) -> None:
-    """A digest that is not the blob's, or none at all, is 400 with DIGEST_INVALID, and nothing is stored."""
+    """A wrong digest, or none at all, is 400 with DIGEST_INVALID, and nothing is stored."""
     repository = new_repository()
     answer = service.ask("POST", repository, f"/blobs/uploads/?digest={digest}", BLOB)
     if answer.status_code == 202:
@@ -280,7 +280,7 @@ def test_end_5_and_13_push_in_chunks_and_tell_how_far(service: Service) -> None:
 
 
 def test_end_5_refuses_a_chunk_out_of_order(service: Service) -> None:
-    """Chunks "MUST be uploaded in order": another one is 416, and the session goes on from where it was."""
+    """Chunks "MUST be uploaded in order": another one is 416, and the session continues from its offset."""
     repository, half = new_repository(), len(BLOB) // 2
     location = start(service, repository)
     late = f"{half}-{len(BLOB) - 1}"
@@ -331,7 +331,7 @@ def test_end_11_mounts_a_blob(service: Service) -> None:
 
 @pytest.mark.parametrize("source", ["&from=spec/nowhere", ""])
 def test_end_11_opens_a_session_where_nothing_can_be_mounted(service: Service, source: str) -> None:
-    """POST with mount of what is not there is 202 with the Location of an ordinary session."""
+    """POST with mount of an absent blob is 202 with the Location of an ordinary session."""
     repository = new_repository()
     token = service.user.token(f"repository:{repository}:pull,push", "repository:spec/nowhere:pull")
     url = f"{service.user.proxy.url}/v2/{repository}/blobs/uploads/?mount={ABSENT}{source}"
@@ -367,7 +367,7 @@ def test_end_7_refuses_a_manifest_whose_blobs_are_not_there(whole: Service) -> N
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]"])
 def test_end_7_refuses_what_is_no_manifest(service: Service, body: bytes) -> None:
-    """What cannot be read is 400 with MANIFEST_INVALID."""
+    """A body that cannot be read as a manifest is 400 with MANIFEST_INVALID."""
     answer = service.ask("PUT", new_repository(), "/manifests/1", body, Content_Type=OCI_MANIFEST)
     assert (answer.status_code, code(answer)) == (400, "MANIFEST_INVALID")
 
@@ -380,7 +380,7 @@ def test_end_7_refuses_a_manifest_that_is_not_its_digest(service: Service) -> No
 
 
 def test_end_7_takes_manifests_of_4_mib_and_no_larger_ones(service: Service) -> None:
-    """A registry "SHOULD" take 4 MiB; what is too large is 413."""
+    """A registry "SHOULD" take 4 MiB; a larger manifest is 413."""
     repository, image = service.seed()
     document = {**json.loads(image.manifest), "annotations": {"filling": ""}}
     missing = 4 * 1024 * 1024 - len(json.dumps(document))
@@ -396,7 +396,7 @@ def test_end_7_takes_manifests_of_4_mib_and_no_larger_ones(service: Service) -> 
 
 
 def test_end_8_lists_tags_in_pages(service: Service) -> None:
-    """Tags are 200 in lexical order; with n there are so many, with last only later ones, with a Link to the next."""
+    """Tags are 200 in lexical order; n limits a page, last starts it, and a Link leads to the next."""
     repository, _ = service.seed(tags=("b", "A", "a", "1"))
     for _ in range(2):
         assert service.ask("GET", repository, "/tags/list").json() == {"name": repository, "tags": ["1", "A", "a", "b"]}
@@ -410,7 +410,7 @@ def test_end_8_lists_tags_in_pages(service: Service) -> None:
 
 
 def test_end_8_says_404_for_an_unknown_repository(whole: Service) -> None:
-    """The tags of a repository that is not there are 404 with NAME_UNKNOWN."""
+    """The tags of an absent repository are 404 with NAME_UNKNOWN."""
     answer = whole.ask("GET", new_repository(), "/tags/list")
     assert (answer.status_code, code(answer)) == (404, "NAME_UNKNOWN")
 
@@ -421,7 +421,7 @@ def test_end_8_says_404_for_an_unknown_repository(whole: Service) -> None:
 @pytest.mark.parametrize("is_warm", [True, False])
 @pytest.mark.parametrize("by_tag", [True, False])
 def test_end_9_deletes_a_manifest_or_a_tag(service: Service, *, by_tag: bool, is_warm: bool) -> None:
-    """DELETE is 202, and what was deleted is not there at once; a tag alone leaves its manifest."""
+    """DELETE is 202, and the object is absent immediately; a deleted tag leaves its manifest."""
     repository, image = service.seed()
     if is_warm:
         assert service.ask("GET", repository, "/manifests/1").status_code == 200
@@ -436,7 +436,7 @@ def test_end_9_deletes_a_manifest_or_a_tag(service: Service, *, by_tag: bool, is
 
 @pytest.mark.parametrize("path", [f"/manifests/{ABSENT}", "/manifests/absent", f"/blobs/{ABSENT}"])
 def test_end_9_and_10_say_404_for_what_is_not_there(whole: Service, path: str) -> None:
-    """A delete of what is not there is 404 with its code."""
+    """A delete of an absent object is 404 with its code."""
     repository, _ = whole.seed()
     answer = whole.ask("DELETE", repository, path)
     assert (answer.status_code, code(answer)) == (404, "BLOB_UNKNOWN" if "blobs" in path else "MANIFEST_UNKNOWN")
@@ -466,7 +466,7 @@ def referrers(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 def test_end_12_lists_referrers_and_filters_them(service: Service) -> None:
-    """Referrers are 200 in an index; artifactType filters, and OCI-Filters-Applied says so; a delete takes one out."""
+    """Referrers are 200 in an index; artifactType filters, and OCI-Filters-Applied says so; a delete ends an entry."""
     repository, image = service.seed()
     for kind in ("a", "b"):
         artifact = attached_to(image.digest, kind, f"application/vnd.example.{kind}")
@@ -491,13 +491,13 @@ def test_end_12_lists_referrers_and_filters_them(service: Service) -> None:
 
 
 def test_end_12_gives_an_empty_index_for_an_unknown_subject(whole: Service) -> None:
-    """A registry that has the API "MUST NOT" answer 404 for a subject that nothing refers to."""
+    """A registry with the API "MUST NOT" answer 404 for a subject without referrers."""
     repository, image = whole.seed()
     for digest in (image.digest, ABSENT):
         assert referrers(whole.ask("GET", repository, f"/referrers/{digest}")) == []
 
 
 def test_end_12_refuses_what_is_no_digest(service: Service) -> None:
-    """A request that is invalid, as one with a malformed digest, is 400."""
+    """An invalid request, such as one with a malformed digest, is 400."""
     repository, _ = service.seed()
     assert service.ask("GET", repository, "/referrers/sha256:0").status_code == 400

@@ -155,7 +155,7 @@ async def test_a_replica_that_is_behind_adds_nothing_but_alone_proves_nothing(pa
 
 
 async def test_where_all_are_behind_both_are_heard_less_what_was_deleted(pair: Pair) -> None:
-    """Each has what the other misses; what one still holds of a deleted manifest is left out, also under the tag."""
+    """Each has the writes that the other misses; deleted manifests that one still holds are left out."""
     for registry, name in ((pair.a, "1"), (pair.b, "2")):
         give_api(registry, name, "3")
         tag(registry, name, "3", "4")
