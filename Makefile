@@ -8,7 +8,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: run
-run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, with that configuration
+run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, with that configuration; TLS=1: with TLS
 	@scripts/run
 
 .PHONY: test

@@ -1,23 +1,19 @@
 """The composition root: the only file that imports every package. One function opens and closes each resource."""
 
 import contextlib
-import logging
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from registry_proxy import configured
-from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.open import Access, SigningKeyError, open_access, open_signer
 from registry_proxy.access.tokens import open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
-from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
-from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
 from registry_proxy.audit.trail import AuditTrail
@@ -27,14 +23,14 @@ from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
 from registry_proxy.directory.deployments import AnsweredDeployments, Deployments
 from registry_proxy.directory.directory import Directory
-from registry_proxy.directory.users import FIRST_ADMIN
-from registry_proxy.edge.middleware import RequestIds
-from registry_proxy.edge.origin import Origins
+from registry_proxy.directory.first_admin import FirstAdminError, make_first_admin
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.edge.server import run_public
 from registry_proxy.events.open import Events, open_events
+from registry_proxy.files.certificate import CertificateError
 from registry_proxy.history.labels import read_labels
 from registry_proxy.history.open import History
+from registry_proxy.http.certificate import open_certificates
 from registry_proxy.http.connections import Connections
 from registry_proxy.node.drain import drain
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE
@@ -62,8 +58,6 @@ from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upstream.open import Upstreams, open_upstreams
 from registry_proxy.upstream.routing import PrefixRouter
 
-_log = logging.getLogger(__name__)
-
 
 async def prepare(settings: Settings, admin_password: str | None) -> str | None:
     """Make cache, key and store ready, once, before any worker starts.
@@ -74,27 +68,10 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
         prepare_cache(settings.cache.path, settings.audit_path)
         open_signer(configured.signing_options(settings.auth))
         async with open_store(settings.store_url, settings.changes_path) as (store, _):
-            for warning in await store.check_durability():
-                _log.warning("%s", warning)
+            configured.log_warnings(settings, await store.check_durability())
             async with contextlib.aclosing(Directory(store)) as directory:
-                made = await _ensure_first_admin(directory, admin_password)
                 await directory.secrets.remove_expired_refresh_tokens()
-                return made
-
-
-async def _ensure_first_admin(directory: Directory, password: str | None) -> str | None:
-    try:
-        made = await directory.users.ensure_first_admin(password)
-        if password is not None and not await directory.users.has_password(FIRST_ADMIN, password):
-            _log.warning(
-                "%s has no effect: there is an administrator already, and it is not the password of %s; "
-                "`registry-proxy admin reset --config FILE` sets a new one",
-                ADMIN_PASSWORD_VARIABLE,
-                FIRST_ADMIN,
-            )
-    except InvalidError as error:
-        raise StartError(f"{ADMIN_PASSWORD_VARIABLE} cannot be the password of the first admin: {error}") from None
-    return made
+                return await make_first_admin(directory.users, admin_password, ADMIN_PASSWORD_VARIABLE)
 
 
 @contextlib.contextmanager
@@ -104,6 +81,8 @@ def _start_errors() -> Iterator[None]:
         yield
     except SigningKeyError as error:
         raise StartError(f"auth.signing_key_file: {error}") from error
+    except (CertificateError, FirstAdminError) as error:
+        raise StartError(str(error)) from error
     except (CacheMoveError, CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
         raise StartError(str(error)) from error
 
@@ -132,12 +111,16 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
         history = History(node.records.store, node.changes, warmer.pull)
         connections = configured.connections(settings, observer)
-        public = await run_public(app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer)
+        with _start_errors():
+            tls = await stack.enter_async_context(open_certificates(configured.tls_files(settings), observer))
+        public = await run_public(
+            app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer, tls.get(PUBLIC)
+        )
         admin = answers = None
         if context.admin_socket is not None:
             services = _admin_services(settings, node, warmer, history, observer, audit, context, connections)
             admin = await stack.enter_async_context(
-                serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN])
+                serving_admin(make_admin_app(services), context.admin_socket, connections[ADMIN], tls.get(ADMIN))
             )
             answers = AnsweredDeployments(services.deployments, audit.trail)
         context.ready()
@@ -273,7 +256,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     context: WorkerContext,
     connections: Mapping[Listener, Connections],
 ) -> AdminServices:
-    cache, repair, origins = node.cache, node.repair, Origins(settings.public_url, settings.trusted_proxies)
+    cache, repair = node.cache, node.repair
     return AdminServices(
         directory=node.directory,
         signer=node.access.signer,
@@ -301,14 +284,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
             is_stand_in=context.is_stand_in,
         ),
         reload=context.reload,
-        guard=AdminGuard(
-            control=node.access.control,
-            sites=Sites(settings.public_url, settings.admin_hosts),
-            client_address=origins.client_address,
-            name_request=RequestIds(origins).name,
-            audit=audit.trail,
-            observer=observer,
-        ),
+        guard=configured.admin_guard(settings, node.access.control, audit.trail, observer),
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
         deliveries=node.events.record,
         deployments=Deployments(

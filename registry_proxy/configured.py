@@ -1,36 +1,53 @@
 """The settings as the values that the rooms take: no room but ``node`` and ``cli`` knows the configuration."""
 
 import asyncio
+import logging
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from registry_proxy.access.control import AccessControl
 from registry_proxy.access.id_tokens import ClaimRule, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.open import AccessOptions, SigningOptions
+from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import ADMIN, PUBLIC
+from registry_proxy.admin.plain_http import PlainHttp
+from registry_proxy.admin.sites import Sites
 from registry_proxy.audit.open import AuditOptions
+from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.audit.writer import Retention
 from registry_proxy.cache.open import CacheOptions
-from registry_proxy.config.model import AuthSettings, LdapSettings, OidcSettings, Settings, UpstreamSettings
+from registry_proxy.config.model import (
+    AuthSettings,
+    LdapSettings,
+    OidcSettings,
+    Settings,
+    TlsSettings,
+    UpstreamSettings,
+)
+from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicOptions
 from registry_proxy.events.receivers import ReceiverLimits
+from registry_proxy.files.certificate import TlsFiles
 from registry_proxy.http.connections import ConnectionLimits, Connections
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.metrics import Listener, Observer
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
+from registry_proxy.protocol.addresses import is_loopback
 from registry_proxy.protocol.patterns import compile_text_pattern
 from registry_proxy.replica.connections import ReplicaAddress, Timeouts
 from registry_proxy.replication.open import RecordOptions
 from registry_proxy.upstream.replicas import UpstreamConfig
 from registry_proxy.upstream.routing import Route
 
+_log = logging.getLogger(__name__)
 _FILES_PER_CONNECTION, _FILES_PER_ADMIN_CONNECTION = 2, 8
 """One in so many of the files that a worker may open is a connection of a client; one that is answered needs two."""
 
@@ -43,6 +60,24 @@ def connections(settings: Settings, observer: Observer) -> Mapping[Listener, Con
         ADMIN: ConnectionLimits(connections_max=512).within_files(_FILES_PER_ADMIN_CONNECTION),
     }
     return {name: Connections(each, origins, clock, name, observer) for name, each in limits.items()}
+
+
+def tls_files(settings: Settings) -> Mapping[Listener, TlsFiles]:
+    """Return the files of the listeners that speak TLS."""
+    listeners: Mapping[Listener, TlsSettings | None] = {PUBLIC: settings.tls, ADMIN: settings.admin_tls}
+    return {name: tls.files() for name, tls in listeners.items() if tls is not None}
+
+
+def log_warnings(settings: Settings, of_store: Sequence[str]) -> None:
+    """Log what is allowed and not advisable: the warnings of the store, and those of the settings."""
+    for warning in of_store:
+        _log.warning("%s", warning)
+    if not (settings.admin_tls or settings.admin_insecure or is_loopback(settings.admin_listen.host)):
+        _log.warning(
+            "admin_listen %s is plain HTTP: changes from other machines are refused unless a proxy of trusted_proxies "
+            "adds TLS; set admin_tls, or admin_insecure: true to accept them",
+            settings.admin_listen,
+        )
 
 
 def routes(settings: Settings) -> Sequence[Route]:
@@ -160,6 +195,21 @@ def public_options(settings: Settings) -> PublicOptions:
         settings.public_url,
         settings.trusted_proxies,
         auth.refresh_token_lifetime_seconds if auth.refresh_tokens else None,
+        "http" if settings.tls is None else "https",
+    )
+
+
+def admin_guard(settings: Settings, control: AccessControl, audit: AuditTrail, observer: Observer) -> AdminGuard:
+    """Return the access to the admin API."""
+    origins = Origins(settings.public_url, settings.trusted_proxies)
+    return AdminGuard(
+        control=control,
+        sites=Sites(settings.public_url, settings.admin_hosts),
+        plain_http=PlainHttp(origins.is_trusted, is_allowed=settings.admin_insecure),
+        client_address=origins.client_address,
+        name_request=RequestIds(origins).name,
+        audit=audit,
+        observer=observer,
     )
 
 

@@ -20,6 +20,7 @@ from types import FrameType
 from registry_proxy.config.load import SettingsError, load_settings
 from registry_proxy.config.model import Settings
 from registry_proxy.node.listeners import describe_holder
+from scripts.authority import make_certificate
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = ROOT / "config" / "example.yaml"
@@ -154,19 +155,33 @@ class Signals:
         self._proxy = proxy
 
 
-def tell(proxy: "subprocess.Popen[str]") -> None:
-    """Print the output of the proxy, and once it is ready the next steps."""
+def tell(proxy: "subprocess.Popen[str]", ca_file: Path | None) -> None:
+    """Print the output of the proxy, and once it is ready the next steps; ``ca_file`` is the authority of TLS=1."""
     assert proxy.stdout is not None
     for line in proxy.stdout:
         print(line, end="", flush=True)
-        ready = re.match(r"registry-proxy is ready: http://(\S+) \(admin: (\S+)\)", line)
+        ready = re.match(r"registry-proxy is ready: https?://(\S+) \(admin: (\S+)\)", line)
         if ready:
             address = ready[1].replace("0.0.0.0", "127.0.0.1")
+            if ca_file is not None:
+                folder = f"/etc/docker/certs.d/{address}"
+                print(f"  trust it: mkdir -p {folder} && cp {ca_file} {folder}/ca.crt")
             print(f"  log in:   docker login {address} -u admin")
             if not ready[2].endswith("//127.0.0.1:5080"):
                 print(f"  commands: export REGISTRY_PROXY_ADMIN_URL={ready[2].replace('0.0.0.0', '127.0.0.1')}")
             print(f"  metrics:  {ready[2]}/metrics")
             print("  stop:     Ctrl-C", flush=True)
+
+
+def use_tls(config: str) -> Path:
+    """Have the public listener speak TLS with a certificate of our own authority; return the file of that."""
+    try:
+        settings = load_settings(config, os.environ)
+    except SettingsError as error:
+        sys.exit(str(error))
+    ca_file, cert_file, key_file = make_certificate(ROOT / "var" / "tls", settings.listen.host)
+    os.environ |= {"REGISTRY_PROXY__TLS__CERT_FILE": str(cert_file), "REGISTRY_PROXY__TLS__KEY_FILE": str(key_file)}
+    return ca_file
 
 
 def main() -> int:
@@ -188,11 +203,13 @@ def main() -> int:
             for number, port in enumerate(registry_ports(settings), start=1):
                 registries.append(start_registry(number, port))
                 started.callback(stop, registries[-1].process)
-        command = [sys.executable, "-m", "registry_proxy", "serve", "--config", config or str(DEFAULT_CONFIG)]
+        config = config or str(DEFAULT_CONFIG)
+        ca_file = use_tls(config) if os.environ.get("TLS") == "1" else None
+        command = [sys.executable, "-m", "registry_proxy", "serve", "--config", config]
         proxy = start(command, stdout=subprocess.PIPE)
         started.callback(stop, proxy)
         signals.watch(proxy)
-        teller = threading.Thread(target=tell, args=(proxy,), name="what the proxy prints")
+        teller = threading.Thread(target=tell, args=(proxy, ca_file), name="what the proxy prints")
         teller.start()
         for registry in registries:
             watcher = threading.Thread(target=tell_of_end, args=(registry, is_stopping), name="watch of a registry")

@@ -16,12 +16,14 @@ from typer.main import get_command
 
 from registry_proxy.cli.main import app
 from registry_proxy.config.model import (
+    AdminTlsSettings,
     LdapSettings,
     OidcRuleSettings,
     OidcSettings,
     ReplicaSettings,
     RouteSettings,
     Settings,
+    TlsSettings,
     UpstreamSettings,
 )
 from registry_proxy.telemetry.metrics import PrometheusObserver
@@ -39,6 +41,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         "upstreams": ("upstreams.NAME.", UpstreamSettings),
         "replicas": (f"{prefix}replicas[].", ReplicaSettings),
         "routes": ("routes[].", RouteSettings),
+        "tls": ("tls.", TlsSettings),
+        "admin_tls": ("admin_tls.", AdminTlsSettings),
         "ldap": ("auth.ldap.", LdapSettings),
         "oidc": ("auth.oidc.NAME.", OidcSettings),
         "rules": (f"{prefix}rules[].", OidcRuleSettings),

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "tasks": "",
         "files": "",
         "ports": "protocol",
-        "http": "ports protocol",
+        "http": "files ports protocol tasks",
         "config": "files protocol",
         "access": "files ports protocol tasks",
         "directory": "access events ports protocol",
@@ -42,10 +42,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "admin": "access api audit directory events history http operations ports protocol tasks telemetry",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
-        "configured": "access admin audit cache config edge events http node operations ports protocol replica"
+        "configured": "access admin audit cache config edge events files http node operations ports protocol replica"
         " replication upstream",
-        "app": "access admin audit cache config configured directory edge events history http node operations ports"
-        " repair replication spool store tasks telemetry upstream",
+        "app": "access admin audit cache config configured directory edge events files history http node operations"
+        " ports repair replication spool store tasks telemetry upstream",
         "load": "app node",
         "terminal": "config files protocol",
         "cli": "config load node offline ports protocol terminal",
@@ -63,6 +63,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "cli": "rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
         "edge": "aiohttp cachetools multidict",
+        "files": "cryptography",
         "events": "aiohttp yarl",
         "http": "aiohttp multidict",
         "node": "uvloop",

@@ -25,6 +25,7 @@ from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
 from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.admin.plain_http import PlainHttp
 from registry_proxy.admin.sites import SAFE_METHODS, Sites
 from registry_proxy.api.openapi import Audience, endpoint_of
 from registry_proxy.api.problems import Handler, ProblemError, as_problem, too_many_logins
@@ -86,6 +87,7 @@ class AdminGuard:
     Args:
         control: knows logins, tokens and who is an administrator.
         sites: refuses requests by foreign names, from foreign pages, or in a form that any page can send.
+        plain_http: refuses changes that others can have read on their way.
         client_address: returns the address of the sender; failed logins are counted under it.
         name_request: gives it its ID.
         audit: receives logins, refusals and changes.
@@ -94,6 +96,7 @@ class AdminGuard:
 
     control: AccessControl
     sites: Sites
+    plain_http: PlainHttp
     client_address: Callable[[web.BaseRequest], str]
     name_request: Callable[[web.BaseRequest], str]
     audit: AuditLog
@@ -110,12 +113,15 @@ class AdminGuard:
             if resource is not None and resource.canonical in OPS_PATHS:
                 return await handler(request)
             self.sites.check(request)
+            endpoint = endpoint_of(request)
+            is_change = request.method not in SAFE_METHODS and not (endpoint is not None and endpoint.is_question)
+            if is_change:
+                self.plain_http.check(request)
             if request.can_read_body:
                 known = await self.control.policy()
                 request[JUDGE_ANEW] = lambda: self._judge_anew(request, known)
             caller = await self._judge(request)
-            endpoint = endpoint_of(request)
-            if request.method in SAFE_METHODS or (endpoint is not None and endpoint.is_question):
+            if not is_change:
                 return await handler(request)
             status, response = CLIENT_LEFT, None
             try:

@@ -13,11 +13,12 @@ from aiohttp.typedefs import Handler as RequestHandler
 
 from registry_proxy.admin.ops import OPS_PATHS
 from registry_proxy.api.problems import ProblemError
+from registry_proxy.http.certificate import Certificate
 from registry_proxy.http.connections import Connections
 from registry_proxy.http.drain import drain
 from registry_proxy.http.guarded import Guard, GuardedConnection
 from registry_proxy.http.handler import Handler, RefusedHeadError
-from registry_proxy.http.plain_port import plain_port
+from registry_proxy.http.listening import Listening, listen
 from registry_proxy.http.whole_answer import whole_answer
 
 _LAST_BYTES_SECONDS = 0.5
@@ -31,7 +32,7 @@ _IS_CLOSING = web.AppKey("is_closing", asyncio.Event)
 class AdminServer:
     """A listener that is being served; see ``serving_admin``."""
 
-    def __init__(self, app: web.Application, server: web.Server, listener: asyncio.Server) -> None:
+    def __init__(self, app: web.Application, server: web.Server, listener: Listening) -> None:
         self._app = app
         self._server = server
         self._listener = listener
@@ -76,9 +77,9 @@ async def _end_when_closing(request: web.Request, handler: RequestHandler) -> we
 
 @contextlib.asynccontextmanager
 async def serving_admin(
-    app: web.Application, listener: socket.socket, connections: Connections
+    app: web.Application, listener: socket.socket, connections: Connections, certificate: Certificate | None = None
 ) -> AsyncIterator[AdminServer]:
-    """Serve an application on a bound socket; requests that still run at the end are cut."""
+    """Serve an application on a bound socket, over TLS with a certificate; requests that run at the end are cut."""
     app[_IS_CLOSING] = asyncio.Event()
     app.middlewares.insert(0, _end_when_closing)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_LAST_BYTES_SECONDS)
@@ -87,8 +88,7 @@ async def serving_admin(
         manager = runner.server
         assert manager is not None  # noqa: S101 - it is set up
         guard = Guard(connections, _HEALTH, _busy, _refuse, partial(Handler, manager))
-        make = plain_port(partial(GuardedConnection, guard))
-        server = await asyncio.get_running_loop().create_server(make, sock=listener)
+        server = await listen(partial(GuardedConnection, guard), listener, connections, certificate)
         try:
             yield AdminServer(app, manager, server)
         finally:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from registry_proxy.config.model import (
+    AdminTlsSettings,
     AuditSettings,
     AuthSettings,
     CacheSettings,
@@ -20,9 +21,11 @@ from registry_proxy.config.model import (
     OidcSettings,
     ReplicaSettings,
     Settings,
+    TlsSettings,
 )
 from registry_proxy.config.source import Fault, KeyPath, Source, describe
 from registry_proxy.config.types import Address, ListenAddress, ReplicaName, ReplicaUrl
+from registry_proxy.files.certificate import CertificateError
 from registry_proxy.protocol.addresses import is_loopback, parse_address
 
 _T = TypeVar("_T")
@@ -38,6 +41,7 @@ def check_across(source: Source) -> Iterator[Fault]:
     """Find what is wrong between keys, and between them and the machine."""
     listeners = _listeners(source.tree)
     yield from _check_listeners(source, listeners)
+    yield from _check_certificates(source)
     yield from _check_routes(source)
     for name, upstream in _maps(source.tree, "upstreams"):
         yield from _check_upstream(source, ("upstreams", name), upstream, listeners)
@@ -190,6 +194,17 @@ def _check_ca_file(source: Source, path: KeyPath, ca_file: str, *, is_used: bool
         yield source.fault(path, f"expected certificates in PEM format in {ca_file}")
     except OSError as error:
         yield source.fault(path, f"{ca_file} cannot be read: {error.strerror}")
+
+
+def _check_certificates(source: Source) -> Iterator[Fault]:
+    for key, model in (("tls", TlsSettings), ("admin_tls", AdminTlsSettings)):
+        tls = _valid(TypeAdapter(model), source.tree.get(key))
+        if tls is None:
+            continue
+        try:
+            tls.files().load()
+        except CertificateError as error:
+            yield source.fault((key,), str(error))
 
 
 def _check_issuers(source: Source) -> Iterator[Fault]:

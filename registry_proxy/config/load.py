@@ -25,7 +25,7 @@ from registry_proxy.config.source import (
 )
 
 # Keys of features that come later: refused with a word of their own, so that nobody takes them for a misspelling.
-_LATER = {"webhooks", "tls", "certificate", "tracing"}
+_LATER = {"webhooks", "tracing"}
 _UNDERSCORES = re.compile("_+")
 _EXPECTED = {
     "int_type": "a whole number",

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -39,6 +40,7 @@ from registry_proxy.config.types import (
     TokenLifetime,
     UpstreamName,
 )
+from registry_proxy.files.certificate import TlsFiles
 
 _REALM_HOSTS = {"registry-1.docker.io": "auth.docker.io"}  # the one registry that everybody puts behind a proxy
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ldap": 389, "ldaps": 636}
@@ -257,11 +259,36 @@ class EventsSettings(Section):
     allowed_hosts: tuple[AdminHost, ...] = ()  # on this machine, too
 
 
+class TlsSettings(Section):
+    """The certificate of a listener that speaks TLS; its files are read again when they change."""
+
+    cert_file: Path
+    key_file: Path
+    min_version: Literal["1.2", "1.3"] = "1.2"
+
+    def files(self) -> TlsFiles:
+        """Return the files as they are loaded."""
+        return TlsFiles(self.cert_file, self.key_file, self.min_version)
+
+
+class AdminTlsSettings(TlsSettings):
+    """The same for the admin listener, which may ask its clients for certificates."""
+
+    client_ca_file: Path | None = None
+
+    def files(self) -> TlsFiles:
+        """Return the files as they are loaded."""
+        return replace(super().files(), client_ca_file=self.client_ca_file)
+
+
 class Settings(Section):
     """The whole configuration. Two checks need several keys at once: see ``config.load``."""
 
     listen: ListenAddress = Address("127.0.0.1", 5000)
+    tls: TlsSettings | None = None
     admin_listen: ListenAddress = Address("127.0.0.1", 5080)
+    admin_tls: AdminTlsSettings | None = None
+    admin_insecure: bool = False  # changes over plain HTTP from other machines, too
     admin_hosts: tuple[AdminHost, ...] = ()  # names of the admin listener beside its addresses
     public_url: PublicUrl = None
     trusted_proxies: tuple[Network, ...] = (ipaddress.IPv4Network("127.0.0.1/32"),)
@@ -281,6 +308,11 @@ class Settings(Section):
     @staticmethod
     def _tell_worker(store: SecretStr) -> str:
         return store.get_secret_value()
+
+    def describe_listeners(self) -> str:
+        """Return the URLs of both listeners, as a person reads them."""
+        public, admin = ("http" if tls is None else "https" for tls in (self.tls, self.admin_tls))
+        return f"{public}://{self.listen} (admin: {admin}://{self.admin_listen})"
 
     @property
     def store_url(self) -> str:

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from multidict import CIMultiDictProxy
 
@@ -30,9 +30,13 @@ class Origins:
     Args:
         public_url: how clients reach us; None takes it from each request.
         trusted_proxies: networks whose X-Forwarded-* headers are believed.
+        scheme: of the listener itself.
     """
 
-    def __init__(self, public_url: str | None, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, public_url: str | None, trusted_proxies: Sequence[Network], scheme: Literal["http", "https"] = "http"
+    ) -> None:
+        self._scheme = scheme
         self._public_url = None if public_url is None else public_url.rstrip("/")
         self._trusted = tuple(trusted_proxies)
         self.is_trusted = functools.lru_cache(_REMEMBERED)(self._is_in_networks)
@@ -66,7 +70,7 @@ class Origins:
         """Return scheme, host and port by which the client called, or the configured public URL."""
         if self._public_url is not None:
             return self._public_url
-        scheme, host = "http", exchange.headers.get("Host", "")
+        scheme, host = str(self._scheme), exchange.headers.get("Host", "")
         if self.is_trusted(exchange.remote or ""):
             forwarded_scheme = _first(exchange, "X-Forwarded-Proto").lower()
             scheme = forwarded_scheme if forwarded_scheme in {"http", "https"} else scheme

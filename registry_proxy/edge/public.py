@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from aiohttp.web import BaseRequest, StreamResponse
 
@@ -45,12 +46,14 @@ class PublicOptions:
         public_url: how clients reach it; None takes it from each request.
         trusted_proxies: networks whose X-Forwarded-* headers are believed.
         refresh_lifetime_seconds: how long a new refresh token is valid; None gives none to anybody.
+        scheme: of the listener itself.
     """
 
     service: str
     public_url: str | None = None
     trusted_proxies: Sequence[Network] = ()
     refresh_lifetime_seconds: float | None = None
+    scheme: Literal["http", "https"] = "http"
 
 
 class PublicApp:
@@ -93,7 +96,7 @@ class PublicApp:
         options: PublicOptions,
         prefetch: Prefetch | None = None,
     ) -> None:
-        self._origins = Origins(options.public_url, options.trusted_proxies)
+        self._origins = Origins(options.public_url, options.trusted_proxies, options.scheme)
         self._control = control
         authenticator = Authenticator(
             control=control,

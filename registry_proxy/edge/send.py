@@ -13,7 +13,7 @@ from aiohttp.web import BaseRequest, Response, StreamResponse
 from registry_proxy.edge.answer import Answer, FilePart, head_of
 from registry_proxy.edge.exchange import Exchange
 from registry_proxy.edge.incoming import STALL_SECONDS, Incoming
-from registry_proxy.http.guarded import connection_of
+from registry_proxy.http.guarded import connection_of, is_tls
 from registry_proxy.operations.pull_blobs import SMALL_BYTES
 from registry_proxy.ports.content import BlobReader, ByteStream
 from registry_proxy.ports.errors import FillFailedError, FillLostError, UpstreamUnavailableError
@@ -21,6 +21,9 @@ from registry_proxy.protocol.byterange import ByteRange
 from registry_proxy.protocol.errors import RegistryError
 
 _SLICE_BYTES = 1024 * 1024
+_ENCRYPTED_BYTES = 256 * 1024
+"""Encrypted at once, while no other connection has its turn."""
+
 _GONE_CHECK_SECONDS = 10.0
 
 
@@ -97,7 +100,8 @@ class AnswerWriter:
             async with body.rest(first) as stream:
                 return await self._send_stream(answer, stream, size_bytes)
         response = await self._start(self._response(answer))
-        sending = _FileSending(self.request, self.exchange, reader, first)
+        sending_of = _EncryptedSending if is_tls(self.request.transport) else _FileSending
+        sending = sending_of(response, self.request, self.exchange, reader, first)
         with _cutting(self.request):
             try:
                 await sending.send(first + size_bytes)
@@ -178,8 +182,11 @@ class _FileSending:
     ``position`` is up to where the file was sent.
     """
 
-    def __init__(self, request: BaseRequest, exchange: Exchange, reader: BlobReader, position: int) -> None:
+    def __init__(
+        self, response: StreamResponse, request: BaseRequest, exchange: Exchange, reader: BlobReader, position: int
+    ) -> None:
         self.position = position
+        self._response = response
         self._exchange = exchange
         self._request = request
         self._reader = reader
@@ -202,11 +209,11 @@ class _FileSending:
                 await self._wait_for_bytes(position)
                 continue
             try:
-                sent = os.sendfile(self._fd, self._reader.fd, position, min(available - position, _SLICE_BYTES))
+                sent = await self._send_some(position, min(available - position, _SLICE_BYTES))
             except BlockingIOError:
                 await self._wait_writable()
                 continue
-            except ConnectionError:
+            except (ConnectionError, TimeoutError):
                 raise
             except OSError as error:
                 raise FillLostError(f"the file cannot be read: {error.strerror}") from error
@@ -216,6 +223,10 @@ class _FileSending:
             self._exchange.sent_bytes += sent
             # A client as fast as the disk never blocks: the others get their turn here.
             await asyncio.sleep(0)
+
+    async def _send_some(self, position: int, size_bytes: int) -> int:
+        """Send some of the file; return how many bytes, 0 where it has none there."""
+        return os.sendfile(self._fd, self._reader.fd, position, size_bytes)
 
     def _check_client(self) -> None:
         transport = self._request.transport
@@ -257,6 +268,16 @@ class _FileSending:
                     await writable
         finally:
             self._loop.remove_writer(self._fd)
+
+
+class _EncryptedSending(_FileSending):
+    """Sends through the transport, which encrypts."""
+
+    async def _send_some(self, position: int, size_bytes: int) -> int:
+        chunk = os.pread(self._reader.fd, min(size_bytes, _ENCRYPTED_BYTES), position)
+        async with asyncio.timeout(STALL_SECONDS):
+            await self._response.write(chunk)
+        return len(chunk)
 
 
 def _set_done(future: "asyncio.Future[None]") -> None:

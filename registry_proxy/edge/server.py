@@ -13,18 +13,18 @@ from aiohttp.web import BaseRequest, RequestHandler, StreamResponse
 
 from registry_proxy.edge.answer import error_answer
 from registry_proxy.edge.exchange import as_registry_error
+from registry_proxy.http.certificate import Certificate
 from registry_proxy.http.connections import Connections
 from registry_proxy.http.drain import drain
 from registry_proxy.http.guarded import AnswerNow, Guard, GuardedConnection
 from registry_proxy.http.handler import Handler, RefusedHeadError
 from registry_proxy.http.limits import LINE_MAX_BYTES
-from registry_proxy.http.plain_port import plain_port
+from registry_proxy.http.listening import Listening, listen
 from registry_proxy.http.whole_answer import whole_answer
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, format_errors
 
 _FIELDS_MAX = 64
 _TOO_MANY_FIELDS = "Too many headers received"  # aiohttp has no type for it
-_BACKLOG = 1024
 
 _HEALTH = (b"GET /healthz ", b"HEAD /healthz ")
 
@@ -115,7 +115,7 @@ class _Server(web.Server):
 class PublicServer:
     """Listeners that are being served; see ``run_public``."""
 
-    def __init__(self, server: _Server, guard: Guard, listeners: Sequence[asyncio.Server]) -> None:
+    def __init__(self, server: _Server, guard: Guard, listeners: Sequence[Listening]) -> None:
         self._server = server
         self._guard = guard
         self._listeners = listeners
@@ -132,8 +132,12 @@ async def run_public(
     listening: Sequence[socket.socket],
     connections: Connections,
     answer_now: AnswerNow | None = None,
+    certificate: Certificate | None = None,
 ) -> PublicServer:
-    """Serve the handler on bound sockets until ``drain``; requests that ``answer_now`` answers never reach it."""
+    """Serve the handler on bound sockets until ``drain``, over TLS where there is a certificate.
+
+    Requests that ``answer_now`` answers never reach the handler.
+    """
     server = _Server(handler)
 
     def make_handler(connection: GuardedConnection) -> Handler:
@@ -143,7 +147,6 @@ async def run_public(
         )
 
     guard = Guard(connections, _HEALTH, _busy, _refuse, make_handler, answer_now)
-    make = plain_port(partial(GuardedConnection, guard))
-    loop = asyncio.get_running_loop()
-    listeners = [await loop.create_server(make, sock=each, backlog=_BACKLOG) for each in listening]
+    make = partial(GuardedConnection, guard)
+    listeners = [await listen(make, each, connections, certificate) for each in listening]
     return PublicServer(server, guard, listeners)

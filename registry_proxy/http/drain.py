@@ -8,13 +8,14 @@ from aiohttp import web
 
 from registry_proxy.http.guarded import GuardedConnection
 from registry_proxy.http.handler import Handler
+from registry_proxy.http.listening import Listening
 
 _LAST_BYTES_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 
 
 async def drain(
-    server: web.Server, listeners: Sequence[asyncio.Server], timeout_seconds: float, idle_seconds: float
+    server: web.Server, listeners: Sequence[Listening], timeout_seconds: float, idle_seconds: float
 ) -> None:
     """Take no new connections, let running requests end; aiohttp's own shutdown would read no more of their bodies.
 
@@ -33,7 +34,7 @@ async def drain(
     closes_from = loop.time() + idle_seconds
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_seconds):
-            while server.connections:
+            while server.connections or any(each.has_handshakes for each in listeners):
                 if (now := loop.time()) >= closes_from:
                     _close_idle(server, now - idle_seconds)
                 await asyncio.sleep(_LOOK_SECONDS)

@@ -125,7 +125,7 @@ class GuardedConnection(asyncio.Protocol):
             return None
         self._is_ending = True
         self._handler.close()
-        return True
+        return not is_tls(self._transport)  # TLS has no half-closed connection
 
     def pause_writing(self) -> None:
         """Begin to wait for the client to take of its answer."""
@@ -386,6 +386,11 @@ def connection_of(request: BaseRequest) -> GuardedConnection | None:
     handler = request.protocol
     front = handler.front if isinstance(handler, Handler) else None
     return front if isinstance(front, GuardedConnection) else None
+
+
+def is_tls(transport: asyncio.BaseTransport | None) -> bool:
+    """Tell whether a connection is encrypted: its bytes must not go past its transport."""
+    return transport is not None and transport.get_extra_info("ssl_object") is not None
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str | None:

@@ -147,8 +147,7 @@ class Supervisor:
             if self._stopping.is_set():  # it was our command that ended the process
                 return
             raise
-        line = f"registry-proxy is ready: http://{self._settings.listen} (admin: http://{self._settings.admin_listen})"
-        print(line, flush=True)  # noqa: T201 - for the person or the script that waits for it
+        print(f"registry-proxy is ready: {self._settings.describe_listeners()}", flush=True)  # noqa: T201 - for the person or the script that waits for it
         self._keep_all(self._current)
         self._discovery.confirm(self._settings)
         following = [spawn(self._follow_dns(), "replicas in DNS"), spawn(self._follow_disk(), "disk of the cache")]

@@ -118,6 +118,13 @@ class PolicyCurrent(NamedTuple):
     at: float
 
 
+class CertificateInUse(NamedTuple):
+    """New connections of a listener get a certificate that expires at this time, in seconds since the epoch."""
+
+    listener: Listener
+    expires_at: float
+
+
 class AuditLoss(NamedTuple):
     """Events did not reach a sink of the audit log."""
 
@@ -267,6 +274,7 @@ MetricEvent = (
     | ScrubEnd
     | StaleAnswer
     | PolicyCurrent
+    | CertificateInUse
     | AuditLoss
     | UpstreamRequest
     | HedgedRequest

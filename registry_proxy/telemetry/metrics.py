@@ -155,6 +155,9 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
     events.PolicyCurrent: (
         _gauge("policy_current_timestamp_seconds", "When it last knew that it decides by what the store holds.", "at"),
     ),
+    events.CertificateInUse: (
+        _gauge("certificate_expires_timestamp_seconds", "When the certificate of a listener expires.", "expires_at"),
+    ),
     events.AuditLoss: (_counter("audit_dropped", "Events that did not reach the audit log.", "event_count"),),
     events.UpstreamRequest: (
         _counter("upstream_requests", "Requests to replicas."),

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from registry_proxy.protocol.addresses import is_loopback
-from registry_proxy.terminal.credentials import URL_VARIABLE, Credentials, admin_url, find_credentials
+from registry_proxy.terminal.credentials import (
+    CA_FILE_VARIABLE,
+    URL_VARIABLE,
+    Credentials,
+    admin_url,
+    find_credentials,
+    tls_context,
+)
 from registry_proxy.terminal.errors import CommandError, NotAdminError
 from registry_proxy.terminal.output import print_note
 
@@ -104,7 +111,7 @@ class AdminClient:
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             # Another machine's HTTP proxy cannot reach our loopback, and must not see the password.
             trust_env=not is_loopback(urlsplit(url).hostname or ""),
-            verify=not url.startswith("http:"),  # to read all authorities takes longer than most commands
+            verify=tls_context() if url.startswith("https:") else False,
         )
 
     def __enter__(self) -> Self:
@@ -149,6 +156,8 @@ class AdminClient:
             hint = f"Is registry-proxy running there? {URL_VARIABLE} sets the URL of its admin listener."
             if "WRONG_VERSION_NUMBER" in str(error):
                 hint = f"No TLS is spoken there: {URL_VARIABLE} should begin with http://."
+            elif "CERTIFICATE_VERIFY_FAILED" in str(error):
+                hint = f"{CA_FILE_VARIABLE} names the file of the authority that signed its certificate."
             raise CommandError(f"Cannot connect to {self._url}: {error}", hint=hint) from error
         except httpx.TimeoutException as error:
             raise CommandError(

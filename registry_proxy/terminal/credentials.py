@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ from registry_proxy.terminal.errors import CommandError
 URL_VARIABLE = "REGISTRY_PROXY_ADMIN_URL"
 USER_VARIABLE = "REGISTRY_PROXY_ADMIN_USER"
 PASSWORD_VARIABLE = "REGISTRY_PROXY_ADMIN_PASSWORD"  # noqa: S105 -- the name of a variable
+CA_FILE_VARIABLE = "REGISTRY_PROXY_ADMIN_CA_FILE"
+CERT_FILE_VARIABLE = "REGISTRY_PROXY_ADMIN_CERT_FILE"
+KEY_FILE_VARIABLE = "REGISTRY_PROXY_ADMIN_KEY_FILE"
 DEFAULT_URL = "http://127.0.0.1:5080"
 FIRST_ADMIN = "admin"
 
@@ -60,6 +64,27 @@ def admin_url() -> str:
             hint=f"Set it to something like {DEFAULT_URL}.",
         )
     return url.rstrip("/")
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return how to verify the admin listener, and the certificate to show it where there is one.
+
+    Raises:
+        CommandError: a file that a variable names cannot be used.
+    """
+    ca_file, cert_file, key_file = map(os.environ.get, (CA_FILE_VARIABLE, CERT_FILE_VARIABLE, KEY_FILE_VARIABLE))
+    name, file = CA_FILE_VARIABLE, ca_file
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+        if cert_file:
+            name, file = CERT_FILE_VARIABLE, cert_file
+            context.load_cert_chain(cert_file, key_file or None)
+    except OSError as error:  # ssl.SSLError is one
+        reason = (
+            error.strerror if not isinstance(error, ssl.SSLError) else "expected PEM, and the key that belongs to it"
+        )
+        raise CommandError(f"{name}: {file} cannot be used: {reason}") from None
+    return context
 
 
 def _store_path() -> Path:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from registry_proxy.config.load import SettingsError, load_settings
+from tests.conftest import make_certificate
 
 
 def faults(tmp_path: Path, **changes: Any) -> list[str]:
@@ -143,6 +144,21 @@ def test_ca_file(tmp_path: Path) -> None:
     assert "PEM" in faults(tmp_path, upstreams=replicas(replica))[0]
     text = "\n".join(faults(tmp_path, upstreams=replicas({**replica, "url": "http://127.0.0.1:5001"})))
     assert "expected an https:// url beside ca_file" in text
+
+
+def test_certificates(tmp_path: Path, certificate: Path) -> None:
+    """The files of each listener are loaded: absent ones, and a key of another certificate, are named."""
+    key, other = certificate.with_name("key.pem"), tmp_path / "other"
+    other.mkdir()
+    make_certificate(other / "cert.pem", other / "key.pem")
+    tls = {"cert_file": str(certificate), "key_file": str(key)}
+    assert faults(tmp_path, tls=tls, admin_tls={**tls, "client_ca_file": str(certificate)}) == []
+    admin, public = faults(
+        tmp_path, tls={**tls, "key_file": str(other / "key.pem")}, admin_tls={**tls, "cert_file": "absent"}
+    )
+    assert "is not that of the certificate" in public
+    assert admin.startswith("admin_tls: ")
+    assert admin.endswith("absent: No such file or directory")
 
 
 def test_places(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import Readiness
+from registry_proxy.admin.plain_http import PlainHttp
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream as UpstreamServices
@@ -353,6 +354,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 guard=AdminGuard(
                     control=control,
                     sites=Sites(None, ["registry.internal"]),
+                    plain_http=PlainHttp(origins.is_trusted, is_allowed=False),
                     client_address=origins.client_address,
                     name_request=RequestIds(origins).name,
                     audit=audit,
