@@ -93,7 +93,7 @@ def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def new_image() -> Image:
-    """Return a small image that nobody has."""
+    """Return a small image that no registry holds yet."""
     return make_image(tar_of(random_bytes(2000)))
 
 
@@ -125,7 +125,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def buildkitd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Start a buildkitd of our own, whose containers share the network; return its address."""
+    """Start a separate buildkitd, whose containers share the network; return its address."""
     root = tmp_path_factory.mktemp("buildkitd")
     address = f"unix://{root / 'socket'}"
     command = [find_program("buildkitd") or "buildkitd", "--root", str(root / "root"), "--addr", address]

@@ -25,7 +25,7 @@ _SCAN = f"echo '{json.dumps(_FOUND)}' >$BUILDKIT_SCAN_DESTINATION/found.spdx.jso
 
 
 class Builds:
-    """Builds of one small image on a base image, by buildctl for a user who is logged in."""
+    """Builds of one small image on a base image, by buildctl for a logged-in user."""
 
     def __init__(self, client: Client, address: str, base: str) -> None:
         self._client = client
@@ -41,7 +41,7 @@ class Builds:
         return self._client.name(name)
 
     def build(self, target: str, *options: str) -> str:
-        """Build the image, and push it; return what buildctl printed."""
+        """Build the image, and push it; return the output of buildctl."""
         local = ("--progress", "plain", "--local", "context=context", "--local", "dockerfile=context")
         output = f"type=image,name={self.name(target)},push=true"
         return self._client.run(
@@ -49,13 +49,13 @@ class Builds:
         )
 
     def forget(self) -> None:
-        """Have the builder forget all that it has built and pulled."""
+        """Make the builder forget everything that it has built and pulled."""
         self._client.run(*self._address, "prune", "--all")
 
 
 @pytest.fixture
 def builds(outage: Proxy, buildkitd: str, tmp_path: Path) -> Iterator[Builds]:
-    """Give builds on an image that was pushed when both replicas were up."""
+    """Give builds on an image that was pushed while both replicas were up."""
     client = Client("buildctl", tmp_path / "home", outage.host)
     client.log_in("ann", _PASSWORD)
     builds = Builds(client, buildkitd, "before/buildctl:1")
@@ -72,7 +72,7 @@ def read(user: User, repository: str, reference: str) -> dict[str, Any]:
 
 
 def check_cache(builds: Builds, user: User, repository: str, *, image_manifest: bool) -> None:
-    """Export the cache with all stages, and build once more with nothing but that cache."""
+    """Export the cache with all stages, and build once more with only that cache."""
     cache = f"type=registry,ref={builds.name(f'{repository}:cache')}"
     form = f"mode=max,oci-mediatypes=true,image-manifest={str(image_manifest).lower()}"
     builds.build(f"{repository}:1", "--export-cache", f"{cache},{form}")
@@ -86,7 +86,7 @@ def check_cache(builds: Builds, user: User, repository: str, *, image_manifest: 
 
 @pytest.mark.parametrize("image_manifest", [False, True], ids=["index", "image-manifest"])
 def test_a_cache_is_exported_and_imported(builds: Builds, outage: Proxy, *, image_manifest: bool) -> None:
-    """In both forms, with both replicas up and with either down: the next build takes its steps from the cache."""
+    """In both forms, with both replicas up and with either down, the next build takes its steps from the cache."""
     check_cache(builds, User(outage, "ann", _PASSWORD), "built/cached", image_manifest=image_manifest)
 
 
@@ -94,7 +94,7 @@ def test_a_cache_is_exported_and_imported(builds: Builds, outage: Proxy, *, imag
     "kind", [pytest.param(kind, marks=pytest.mark.acceptance(kind)) for kind in ("distribution", "olareg")]
 )
 def test_other_registries_take_a_cache_as_an_image(kind: str, log_in: LogIn, product: Proxy, buildkitd: str) -> None:
-    """The form that distribution 3 takes, which refuses an index of layers."""
+    """Distribution 3, which refuses an index of layers, accepts the cache in the form of an image."""
     user = User(product, "ann", _PASSWORD)
     user.push(f"{kind}/base", "1", new_image())
     builds = Builds(log_in("buildctl"), buildkitd, f"{kind}/base:1")
@@ -103,7 +103,7 @@ def test_other_registries_take_a_cache_as_an_image(kind: str, log_in: LogIn, pro
 
 
 def test_attestations_are_pushed_with_the_image(builds: Builds, outage: Proxy) -> None:
-    """Provenance and a bill of materials lie in the index of the image, under a platform of their own."""
+    """Provenance and a bill of materials lie in the index of the image, under a separate platform."""
     user = User(outage, "ann", _PASSWORD)
     user.push("built/scanner", "1", scanner())
     generator = f"attest:sbom=generator={builds.name('built/scanner:1')}"
@@ -120,7 +120,7 @@ def test_attestations_are_pushed_with_the_image(builds: Builds, outage: Proxy) -
 
 
 def scanner() -> Image:
-    """Return an image that BuildKit runs to list what is in another one: a shell that finds nothing."""
+    """Return an image that BuildKit runs to list the contents of another one: a shell that finds nothing."""
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
         tar.add("/bin/busybox", "bin/sh")

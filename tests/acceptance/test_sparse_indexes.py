@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance("distribution")
 
 
 def sparse_distribution(root: Path) -> Server:
-    """Describe a CNCF distribution 3 that looks for no child of an index."""
+    """Describe a CNCF distribution 3 that checks no child of an index."""
     server = distribution(root)
     with (root / "config.yml").open("a") as config:
         config.write("validation: {manifests: {indexes: {platforms: none}}}\n")
@@ -24,7 +24,7 @@ def sparse_distribution(root: Path) -> Server:
 
 
 def test_a_sparse_index_is_kept_where_the_registry_takes_it(tmp_path: Path, copies: Copies) -> None:
-    """It is pushed and pulled with the child that is there, its replicas are equal, and nothing is lost."""
+    """It is pushed and pulled with the existing child, its replicas are equal, and nothing is lost."""
     here, elsewhere = new_image(), new_image()
     index = make_index(here, elsewhere)
     registries = [sparse_distribution(tmp_path / name) for name in ("first", "second")]
@@ -44,7 +44,7 @@ def test_a_sparse_index_is_kept_where_the_registry_takes_it(tmp_path: Path, copi
 
 
 def test_a_registry_that_takes_none_is_the_switch(tmp_path: Path, copies: Copies) -> None:
-    """Beside a registry that takes a sparse index, one that does not: the push is taken, and the refusal on record."""
+    """Beside a registry that accepts a sparse index, one does not: the push succeeds, and the refusal is on record."""
     registries = [sparse_distribution(tmp_path / "first"), docker_registry(tmp_path / "second")]
     index = make_index(new_image())
     proxy = proxy_server(tmp_path / "proxy", registries, copies=copies)

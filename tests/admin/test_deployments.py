@@ -1,4 +1,4 @@
-"""Deployments of the admin API: who may report, who sees what, and what a tag is meanwhile."""
+"""Deployments of the admin API: the right to report, the visible ones, and the tag in the meantime."""
 
 import time
 from collections.abc import AsyncIterator
@@ -32,7 +32,7 @@ class Bench:
     digest: Digest
 
     async def grant(self, subject: str, *actions: str, repository: str = "team/**", tags: str = "*") -> None:
-        """Give a right."""
+        """Grant a right."""
         given = GrantInput(subject=subject, repository=repository, actions=actions, tags=tags)
         await self.node.directory.grants.add(given)
 
@@ -70,7 +70,7 @@ async def bench(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[
 
 
 async def test_a_report_is_answered_and_listed(bench: Bench) -> None:
-    """What was reported comes back with its id; without a tag nothing is said about one."""
+    """A reported deployment is listed with its id; without a tag the entry has no state of a tag."""
     status, made = await bench.report(at="2023-01-31T08:00:00Z", outcome="succeeded")
     assert status == 201
     assert {name: made[name] for name in ("environment", "repository", "digest", "outcome", "runs", "at")} == {
@@ -93,7 +93,7 @@ async def test_a_report_is_answered_and_listed(bench: Bench) -> None:
 
 
 async def test_a_later_failure_is_listed_beside_what_runs(bench: Bench) -> None:
-    """Both show without a word; all receipts with ``history``."""
+    """Both are listed by default; ``history`` adds all receipts."""
     body = b'{"schemaVersion": 2, "config": {"mediaType": "a/b", "digest": "sha256:%s", "size": 8}, "layers": []}'
     other = bench.node.reader.add_manifest(REPOSITORY, body % (b"1" * 64))
     await bench.report(digest=str(other), at=1e9)
@@ -109,7 +109,7 @@ async def test_a_later_failure_is_listed_beside_what_runs(bench: Bench) -> None:
 
 
 async def test_the_moves_of_the_tag_since_are_counted(bench: Bench) -> None:
-    """The history of the tag tells without a question to a registry; a tag that is back is not behind."""
+    """The history of the tag gives the number without a request to a registry; a tag that is back is not behind."""
     prefix, digests = moves_prefix(ROUTED, "1.2"), [str(digest_of(content)) for content in (b"old", b"new", b"newer")]
 
     async def move(number: int, digest: str) -> None:
@@ -130,7 +130,7 @@ async def test_the_moves_of_the_tag_since_are_counted(bench: Bench) -> None:
 
 
 async def test_robots_that_may_pull_report_and_users_need_push(bench: Bench) -> None:
-    """Without a right it is 403, whether the image is there or not; everyone's right to pull is not enough."""
+    """Without a right it is 403 for existing and absent images; everyone's right to pull is not enough."""
     absent = str(digest_of(b"absent"))
     for caller in ("user:bob", "robot:ci"):
         assert (await bench.report(caller))[0] == 403
@@ -146,7 +146,7 @@ async def test_robots_that_may_pull_report_and_users_need_push(bench: Bench) -> 
 
 
 async def test_what_a_caller_may_not_pull_shows_nowhere(bench: Bench) -> None:
-    """Neither the repository nor a tag that is hidden; a secret that was made for less lets see and report less."""
+    """Neither the repository nor a hidden tag shows; a narrowed secret sees and reports less."""
     await bench.report(tag="secret-feature")
     assert await bench.listed("user:bob") == []
     await bench.grant("user:bob", "pull", "push", tags="v*")

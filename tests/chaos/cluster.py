@@ -1,6 +1,6 @@
-"""Two registries, two nodes, a Redis, an nginx and a receiver of events, as real processes, and what befalls them.
+"""Two registries, two nodes, a Redis, an nginx and a receiver of events, as real processes, with their faults.
 
-The caches of the nodes can lie on disks that freeze: served by a program, which is stopped. That needs root and FUSE;
+The caches of the nodes can lie on disks that freeze: a program serves them, and is stopped. It needs root and FUSE;
 elsewhere no disk freezes, and the report of a run says so.
 """
 
@@ -60,7 +60,7 @@ class Cluster:
     redis: Server
     url: str
     receiver: Server | None = None
-    """Gets all events; ``log`` beside its file of arrivals."""
+    """The receiver of all events; ``log`` beside its file of arrivals."""
     emptied: list[Emptied] = field(default_factory=list)
     harmed: set[str] = field(default_factory=set)
     copies: dict[str, Path] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Cluster:
 
     @property
     def arrivals(self) -> list[Arrival]:
-        """What the receiver has accepted until now."""
+        """The deliveries that the receiver has accepted so far."""
         return [] if self.receiver is None else read_arrivals(_file_of(self.receiver))
 
     @property

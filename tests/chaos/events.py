@@ -1,4 +1,4 @@
-"""What a receiver got, and whether it could be so when no event is lost and all are in order."""
+"""The deliveries of a receiver, checked against the rule that no event is lost and all are in order."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,10 +10,10 @@ from typing import Self
 from tests.chaos.history import Kind, Operation, Outcome, short
 
 _SLACK_SECONDS = 0.1
-"""The clocks of a client and of a node are read one after the other."""
+"""The tolerance for clocks: those of a client and of a node are read one after the other."""
 
 _LEARNING_SECONDS = 2.0
-"""Within what all nodes know a subscription that was made."""
+"""Time within which all nodes know a new subscription."""
 
 _TYPES = {Kind.PUSH: "image.push", Kind.ATTACH: "manifest"}
 
@@ -52,14 +52,14 @@ class Arrival:
 
 
 def read_arrivals(path: Path) -> list[Arrival]:
-    """Return what a receiver accepted, in order; a line that it was killed over was not."""
+    """Return the accepted deliveries of a receiver, in order; a line cut by its death counts as not accepted."""
     text = path.read_text() if path.exists() else ""
     return [Arrival.of(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}}")]
 
 
 @dataclass(frozen=True)
 class Emptied:
-    """The store was emptied, and subscribed to again, in seconds since the epoch."""
+    """A loss of the store, and the new subscription after it, in seconds since the epoch."""
 
     began: float
     ended: float
@@ -68,13 +68,13 @@ class Emptied:
 def event_faults(
     arrivals: Sequence[Arrival], operations: Iterable[Operation], epoch: float, emptied: Sequence[Emptied] = ()
 ) -> Iterator[str]:
-    """Yield each promise about events that was not kept.
+    """Yield each broken promise about events.
 
     Args:
-        arrivals: what the receiver accepted, in order.
+        arrivals: the accepted deliveries, in order.
         operations: of the clients.
         epoch: the zero of their times, in seconds since the epoch.
-        emptied: when the store was emptied: its events are lost with it, and numbers begin anew.
+        emptied: the losses of the store: events are lost with it, and numbers begin again.
     """
     yield from _duplicates(arrivals, emptied)
     yield from _disorder(arrivals, emptied)
@@ -87,7 +87,7 @@ def lost_events(
 ) -> Iterator[str]:
     """Yield the acknowledged pushes whose event is missing.
 
-    A push that moves nothing has none of its own: then there is one that made the tag what it was.
+    A push that moves nothing has no event of its own: then the event of the push that set the tag counts.
     """
     since = max((each.ended + _LEARNING_SECONDS for each in emptied), default=0.0)
     moves: dict[tuple[str, str], list[tuple[float, str]]] = {}
@@ -113,7 +113,7 @@ def lost_events(
 
 
 def _was(moves: Sequence[tuple[float, str]], digest: str, began: float, ended: float) -> bool:
-    """Tell whether a tag was a digest at some moment between two."""
+    """Tell whether a tag had a digest at some moment between two."""
     ends = [*(at for at, _ in moves[1:]), float("inf")][: len(moves)]
     return any(
         value == digest and at <= ended and until >= began for (at, value), until in zip(moves, ends, strict=True)
@@ -121,12 +121,12 @@ def _was(moves: Sequence[tuple[float, str]], digest: str, began: float, ended: f
 
 
 def _first(arrivals: Iterable[Arrival]) -> list[Arrival]:
-    """Return each event once, where it came first."""
+    """Return each event once, at its first arrival."""
     return list({one.id: one for one in reversed(list(arrivals))}.values())[::-1]
 
 
 def _age(one: Arrival, emptied: Sequence[Emptied]) -> int:
-    """Return how often the store had been emptied when an event happened."""
+    """Return the number of losses of the store before an event."""
     return sum(each.began < one.at for each in emptied)
 
 

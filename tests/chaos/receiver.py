@@ -15,7 +15,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with WRITING, FILE.open("ab") as file:
-            file.write(b"\n%s\n" % body)  # after the beginning of a line that a former process was killed over
+            file.write(b"\n%s\n" % body)  # after the beginning of a line that was cut by the death of the process
         self.do_GET()
 
     def do_GET(self) -> None:
@@ -24,7 +24,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ _REPAIRING_SECONDS, _COMPARING_SECONDS = 60.0, 180.0
 """Time without a repair before all is well; a comparison asks for each content, and repairs nothing."""
 
 _EVENTS_SECONDS = 90.0
-"""Within what all events have arrived: that of a push whose node died is delivered after a minute."""
+"""Time within which all events arrive: that of a push whose node died is delivered after a minute."""
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 _GATEWAY_ERRORS = frozenset({502, 504})
@@ -376,7 +376,7 @@ class Run:
                 time.sleep(1)
 
     def event_faults(self) -> list[str]:
-        """Return which events the receiver did not get, or not as promised, once nothing is left to come."""
+        """Return the missing and wrong events of the receiver, once no more can arrive."""
         operations, emptied = self.history.operations, self.cluster.emptied
         began = time.monotonic()
         deadline = began + _EVENTS_SECONDS

@@ -27,14 +27,14 @@ def faults(arrivals: list[Arrival], *operations: Operation, emptied: tuple[Empti
 
 
 def test_what_arrived_in_order_is_well() -> None:
-    """Duplicates with their ids, pushes that failed, and one that moved nothing are no faults."""
+    """Duplicates with their ids, failed pushes, and a push that moved nothing are no faults."""
     arrivals = [arrival(1, A, 1.5), arrival(1, A, 1.5), arrival(2, B, 3.5), arrival(3, B, 7.5, "delete", "")]
     operations = [push(1, 2, A), push(3, 4, B), push(5, 6, B), push(8, 9, A, Outcome.BROKEN)]
     assert faults(arrivals, *operations) == []
 
 
 def test_a_lost_event_is_found() -> None:
-    """The tag was never the digest that was acknowledged, or not at that time."""
+    """The tag never had the acknowledged digest, or not at that time."""
     assert faults([], push(1, 2, A)) == ["no event of"]
     assert faults([arrival(1, A, 1.5), arrival(2, B, 3.5)], push(1, 2, A), push(5, 6, A)) == ["no event of"]
     deleted = [arrival(1, A, 1.5), arrival(2, A, 3.5, "delete", "")]
@@ -45,7 +45,7 @@ def test_a_lost_event_is_found() -> None:
 
 
 def test_other_ids_and_another_order_are_found() -> None:
-    """A number belongs to one event, and the numbers of a repository come one after the other."""
+    """A number belongs to one event, and the numbers of a repository follow each other."""
     first, second = arrival(1, A, 1.5), arrival(2, B, 3.5)
     assert faults([first, replace(first, id="other")])[0] == "two events with"
     assert faults([second, first]) == ["not in order,"] * 2
@@ -53,14 +53,14 @@ def test_other_ids_and_another_order_are_found() -> None:
 
 
 def test_an_emptied_store_loses_events_and_begins_anew() -> None:
-    """Pushes from before are excused; those after it are not."""
+    """Earlier pushes are excused; later ones are not."""
     emptied = (Emptied(EPOCH + 3, EPOCH + 4),)
     assert faults([arrival(1, A, 1.5), arrival(1, B, 9.5)], push(2, 3, B), push(9, 10, B), emptied=emptied) == []
     assert faults([arrival(1, A, 1.5)], push(9, 10, B), emptied=emptied) == ["no event of"]
 
 
 def test_a_replica_that_is_down_twice_is_found() -> None:
-    """Down and repaired come in turns."""
+    """Down and repaired must alternate."""
     down, repaired = (
         replace(arrival(n, "", n, f"replica_{t}", ""), detail="a") for n, t in ((1, "down"), (2, "repaired"))
     )
@@ -70,7 +70,7 @@ def test_a_replica_that_is_down_twice_is_found() -> None:
 
 
 def test_a_line_that_the_receiver_was_killed_over_did_not_arrive(tmp_path: Path) -> None:
-    """It has not answered: the event comes once more."""
+    """The receiver has not answered: the event arrives once more."""
     data = {"repository": "team/app", "tag": "1", "digest": A}
     event = {
         "id": "x",

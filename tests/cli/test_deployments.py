@@ -37,7 +37,7 @@ def test_a_deployment_is_reported_and_listed(run: Run, listener: tuple[str, Node
 
 
 def test_an_image_without_a_digest_is_refused(run: Run) -> None:
-    """A tag says nothing about what runs; the error says how to write it."""
+    """A tag does not identify the running image; the error shows the right form."""
     for image in ("team/app:1.2", "registry.example:5000/team/app@sha256:0"):
         refused = run("deployment", "report", "production", image)
         assert refused.exit_code == 1

@@ -1,4 +1,4 @@
-"""Deployments of the directory: which receipts stay on record, which events they cause, and how many there may be."""
+"""Deployments of the directory: the stored receipts, the events that they cause, and their bound."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -33,7 +33,7 @@ FIRST, SECOND = (str(digest_of(content)) for content in (b"first", b"second"))
 
 @dataclass
 class Bench:
-    """Deployments over an empty store; ``failure`` is what the image is answered with."""
+    """Deployments over an empty store; ``failure`` is the answer for the image."""
 
     store: Store
     deployments: Deployments
@@ -60,7 +60,7 @@ class Bench:
         return [OutboxEntry.of(record.value).event for record in await self.store.list(Table.OUTBOX)]
 
     async def running(self) -> list[str]:
-        """Return the digests that run."""
+        """Return the running digests."""
         return [str(digest) for digests in (await self.deployments.running()).values() for digest in digests]
 
 
@@ -91,7 +91,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 async def test_a_report_becomes_a_receipt_and_an_event(bench: Bench) -> None:
-    """Who reported what, with the commit that the image names; the event is in the outbox with the receipt."""
+    """The receipt has the reporter, the time and the image's commit; the event is in the outbox with it."""
     receipt_id = await bench.report(tag="1.2")
     (history,) = await bench.deployments.list()
     (receipt,) = history.receipts
@@ -109,7 +109,7 @@ async def test_a_report_becomes_a_receipt_and_an_event(bench: Bench) -> None:
 
 
 async def test_the_same_report_again_is_no_event_and_displaces_nothing(bench: Bench) -> None:
-    """A deployer that reports each minute leaves one receipt, which says since when."""
+    """A deployer that reports each minute leaves one receipt, with the time of the first report."""
     await bench.report(FIRST, NOW - 100)
     for minute in range(20):
         await bench.report(SECOND, NOW - 50 + minute)
@@ -122,7 +122,7 @@ async def test_the_same_report_again_is_no_event_and_displaces_nothing(bench: Be
 
 
 async def test_a_failure_leaves_running_what_ran(bench: Bench) -> None:
-    """Any number of failures displaces nothing that runs; a removal ends it; a late report changes only the past."""
+    """No number of failures displaces a running image; a removal ends it; a late report changes only the past."""
     await bench.report(FIRST, NOW - 100)
     for number in range(HISTORY_MAX + 5):
         await bench.report(str(digest_of(bytes([number]))), NOW - 50 + number, outcome="failed")
@@ -151,7 +151,7 @@ async def test_a_failure_leaves_running_what_ran(bench: Bench) -> None:
     ],
 )
 async def test_a_report_that_cannot_be_is_refused(bench: Bench, field: str, value: object) -> None:
-    """The fault is named with its field, and nothing is stored."""
+    """The fault names its field, and nothing is stored."""
     with pytest.raises(InvalidError) as refused:
         await bench.report(**{field: value})
     assert [name for name, _ in refused.value.faults] == [field]
@@ -159,7 +159,7 @@ async def test_a_report_that_cannot_be_is_refused(bench: Bench, field: str, valu
 
 
 async def test_an_image_that_the_repository_does_not_hold_is_refused(bench: Bench) -> None:
-    """Absent is another error than not known; a receiver's answer needs neither, for its event was about the image."""
+    """An absent image differs from an unknown one; a receiver's answer needs neither, as its event names the image."""
     bench.failure = RegistryError(ErrorCode.MANIFEST_UNKNOWN, "no such manifest")
     with pytest.raises(NotFoundError):
         await bench.report()
@@ -191,7 +191,7 @@ async def test_an_image_that_the_repository_does_not_hold_is_refused(bench: Benc
 async def test_a_bound_is_named_and_ended_deployments_make_room(
     bench: Bench, limit: str, fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One more than the bound is refused while all run; a removed one gives way. What is known may always report."""
+    """One beyond the bound is refused while all run; a removed one gives way. A known deployment may always report."""
     monkeypatch.setattr(deployments, limit, 2)
     await bench.report(environment="first")
     await bench.report(environment="second")

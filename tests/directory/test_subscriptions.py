@@ -120,14 +120,14 @@ async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
 
 
 async def test_a_type_of_a_later_release_is_named_as_such(directory: Directory) -> None:
-    """It is refused, and the message says that it is no mistake in writing."""
+    """The type is refused, and the message says that it is no misspelling."""
     with pytest.raises(InvalidError, match="rule_violated: not available yet"):
         await directory.subscriptions.put("ci", SubscriptionInput(url=URL, events=["push", "rule_violated"]))
 
 
 @pytest.mark.parametrize("format_", ["distribution", "harbor", "template"])
 async def test_events_of_replicas_are_for_cloudevents_alone(directory: Directory, format_: str) -> None:
-    """The other formats say what happened to an image: there is none."""
+    """The other formats describe a change of an image: these events have none."""
     given = SubscriptionInput(url=URL, format=format_, events=["replica_down"], template="{}" * (format_ == "template"))
     with pytest.raises(InvalidError, match="only format cloudevents has a form for replica_down"):
         await directory.subscriptions.put("ci", given)

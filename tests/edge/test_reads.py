@@ -79,7 +79,7 @@ async def test_a_push_is_told_what_its_manifest_refers_to(public: PublicBench, s
 
 
 async def test_pulls_are_noted_only_where_they_are_wanted(public: PublicBench) -> None:
-    """A GET of a manifest is one, by tag or digest; a HEAD, a blob, and an answer without the manifest are none."""
+    """A GET of a manifest by tag or digest is a pull; a HEAD, a blob, and an answer without the manifest are none."""
     body, layer = b'{"schemaVersion":2}', b"a layer"
     digest = public.reader.add_manifest("team/app", body, "v1")
     public.reader.add_blob("team/app", layer)

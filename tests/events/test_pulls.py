@@ -1,4 +1,4 @@
-"""Pulls: noted where a subscription asks for them, stored in batches, and bounded."""
+"""Pulls: noted for subscriptions to them, stored in batches, and bounded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -53,7 +53,7 @@ async def test_pulls_are_wanted_while_a_subscription_asks_for_them(bench: Bench)
 
 
 async def test_the_end_of_a_worker_stores_what_was_noted(bench: Bench) -> None:
-    """The event says who pulled what when; no subscription takes the other repository."""
+    """The event has the user, the image and the time; no subscription takes the other repository."""
     await bench.subscribe(events=["pull"], repository="team/**")
     log = noted(bench, clock=lambda: 1_700_000_000.0)
     async with running(log.run(), "pulls"):
@@ -82,7 +82,7 @@ async def test_more_than_may_be_noted_are_dropped_and_counted(bench: Bench, monk
 
 
 async def test_pulls_wait_while_the_store_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is noted then is stored when it is back."""
+    """Pulls noted in an outage are stored when the store is back."""
     await bench.subscribe(events=["pull"])
     log, attempts = noted(bench), 0
     commit = bench.store.commit

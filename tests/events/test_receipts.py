@@ -1,4 +1,4 @@
-"""Reports in the answers of receivers: judged as any foreign text, and only about the event itself."""
+"""Reports in the answers of receivers: read as any foreign text, and only about the event itself."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -46,12 +46,12 @@ def test_an_answer_reports_on_its_event() -> None:
     ],
 )
 def test_other_answers_report_nothing(answer: str) -> None:
-    """What is not exactly of the shape, or names something else than the event, is an answer as any other."""
+    """An answer of another shape, or with the names of another event, is an ordinary answer."""
     assert reported(answer, pushed(1), SUBSCRIPTION) is None
 
 
 def test_only_what_the_subscription_takes_is_reported_on() -> None:
-    """No deletion, no test, and no event that the subscription was narrowed away from."""
+    """A deletion, a test, and an event outside of the narrowed subscription get no report."""
     assert reported(ANSWER, deleted(tag="v1"), SUBSCRIPTION) is None
     assert reported(ANSWER, replace(pushed(1), detail={"test": True}), SUBSCRIPTION) is None
     assert reported(ANSWER, pushed(1, repository="other/app"), SUBSCRIPTION) is None
@@ -61,7 +61,7 @@ def test_only_what_the_subscription_takes_is_reported_on() -> None:
 
 @dataclass
 class Answers:
-    """Remembers the reports; fails at first where it should."""
+    """Remembers the reports; the first ones fail as scripted."""
 
     failures: list[Exception] = field(default_factory=list)
     taken: list[tuple[DeploymentReport, str]] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Answers:
 
 
 async def test_an_answer_is_on_record_before_its_delivery_is_over(bench: Bench) -> None:
-    """A report that could not be stored has its event delivered again; a refusal with a report is none."""
+    """If a report cannot be stored, its event is delivered again; a refusal with a report is no report."""
     await bench.subscribe(repository="team/**")
     answers = [ReceiverAnswer(500, ANSWER), ReceiverAnswer(200, ANSWER), ReceiverAnswer(200, ANSWER)]
 

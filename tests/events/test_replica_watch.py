@@ -21,7 +21,7 @@ class Upstream:
     lost: int = 0
 
     async def refresh(self) -> None:
-        """Know it already."""
+        """Change nothing: the state is known."""
 
     def warnings(self) -> Sequence[str]:
         return ()
@@ -33,7 +33,7 @@ class Upstream:
 
 @dataclass
 class Nodes:
-    """Some nodes over one store, and the time."""
+    """Some nodes over one store, and a clock."""
 
     bench: Bench
     upstreams: list[Upstream] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Nodes:
         return upstream
 
     async def let_pass(self, seconds: float) -> None:
-        """Have every node look each second."""
+        """Advance the clock; every node looks each second."""
         for _ in range(round(seconds)):
             self.now += 1.0
             for watch in self.watches:
@@ -106,7 +106,7 @@ async def test_a_node_that_starts_reports_nothing_known(bench: Bench) -> None:
 
 
 async def test_a_replica_that_comes_and_goes_is_down_once(bench: Bench) -> None:
-    """It is repaired when no node has found it down for a while; a short failure is no event."""
+    """It is repaired when no node has seen it down for a while; a short failure is no event."""
     await bench.subscribe(events=["replica_down", "replica_repaired"])
     nodes = Nodes(bench)
     upstream = nodes.start()
@@ -125,7 +125,7 @@ async def test_a_replica_that_comes_and_goes_is_down_once(bench: Bench) -> None:
 
 
 async def test_a_replica_that_one_node_cannot_reach_stays_down(bench: Bench) -> None:
-    """The nodes do not contradict each other in turns."""
+    """Nodes with different views do not report contradictory events in turns."""
     await bench.subscribe(events=["replica_down", "replica_repaired"])
     nodes = Nodes(bench)
     nodes.start(ReplicaState.DOWN)
@@ -136,7 +136,7 @@ async def test_a_replica_that_one_node_cannot_reach_stays_down(bench: Bench) -> 
 
 
 async def test_a_change_without_a_subscription_is_no_event_later(bench: Bench) -> None:
-    """Who subscribes later is told of later changes."""
+    """A later subscription gets only later changes."""
     nodes = Nodes(bench)
     nodes.start(ReplicaState.DOWN)
     await nodes.let_pass(60)

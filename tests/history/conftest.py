@@ -12,6 +12,6 @@ from registry_proxy.store.open import open_store
 
 @pytest_asyncio.fixture
 async def opened(tmp_path: Path) -> AsyncIterator[tuple[Store, StoreWatch]]:
-    """A store, and what tells of its changes."""
+    """A store, and the source of its changes."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
         yield store, changes

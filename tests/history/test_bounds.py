@@ -17,7 +17,7 @@ QUIET = RoutedRepository("main", Repository("team/quiet"))
 
 
 async def enter(store: Store, routed: RoutedRepository, tag: str, numbers: Sequence[int]) -> None:
-    """Enter moves of a tag with these numbers."""
+    """Enter moves of a tag with the given numbers."""
     prefix = moves_prefix(routed, tag)
     await store.commit([stored_move(prefix, Move(kind=MoveKind.PUSH, digest=f"sha256:{n}"), n) for n in numbers])
 
@@ -28,7 +28,7 @@ async def numbers(store: Store, routed: RoutedRepository, tag: str) -> list[int]
 
 
 async def trim(opened: tuple[Store, StoreWatch], **limits: int) -> None:
-    """Keep the record within these limits."""
+    """Trim the record to the given limits."""
     store, changes = opened
     await HistoryBounds(store, changes, HistoryLimits(**limits)).trim()
 
@@ -56,7 +56,7 @@ async def test_a_repository_keeps_its_newest_moves(opened: tuple[Store, StoreWat
 
 
 async def test_the_bound_of_all_is_paid_by_the_largest(opened: tuple[Store, StoreWatch]) -> None:
-    """A repository that is pushed to very often loses moves for the sum of all, a quiet one none."""
+    """A repository with very many pushes loses moves for the sum of all, a quiet one none."""
     store, _ = opened
     await enter(store, ROUTED, "busy", range(100, 120))
     await enter(store, QUIET, "old", [1, 2, 3])
@@ -71,5 +71,5 @@ async def test_the_bound_of_all_is_paid_by_the_largest(opened: tuple[Store, Stor
     [([], 10, 0), ([3, 4], 10, 4), ([20, 3], 10, 7), ([20, 20], 10, 5), ([1, 20, 20], 10, 4)],
 )
 def test_a_share_lets_small_ones_be(counts: list[int], total: int, expected: int) -> None:
-    """Those with less keep what they have, and all others as much as each other."""
+    """Repositories below the share keep all moves, and all others keep equally many."""
     assert share(counts, total) == expected

@@ -54,7 +54,7 @@ async def test_labels_are_those_of_the_configuration_and_annotations(bench: Benc
 
 
 async def test_an_index_has_the_labels_of_its_first_image(bench: Bench) -> None:
-    """Attestations, which have an unknown platform, stand behind it."""
+    """Attestations, which have an unknown platform, come after it."""
     attestation = add_image(bench, config_of({REVISION: "of the attestation"}))
     image = add_image(bench, config_of(LABELS))
     platforms = {image: {"os": "linux", "architecture": "a"}, attestation: {"os": "unknown", "architecture": "unknown"}}
@@ -79,12 +79,12 @@ async def test_an_index_has_the_labels_of_its_first_image(bench: Bench) -> None:
     ],
 )
 async def test_what_cannot_be_read_or_shown_is_missing(bench: Bench, config: bytes) -> None:
-    """A receipt without labels is better than none; no escape sequence and no long text comes through."""
+    """A receipt without labels is better than none; escape sequences and long texts are left out."""
     assert await read_labels(bench.pull, APP, add_image(bench, config)) == ImageLabels()
 
 
 async def test_a_large_configuration_is_not_even_fetched(bench: Bench) -> None:
-    """The descriptor tells its size; where that lies, the first MiB is read."""
+    """The descriptor has its size; for a wrong size the first MiB is read."""
     large = b" " * CONFIG_MAX_BYTES + config_of(LABELS)
     await read_labels(bench.pull, APP, add_image(bench, large))
     assert bench.reader.count("stat_blob") == 0
@@ -96,7 +96,7 @@ async def test_a_large_configuration_is_not_even_fetched(bench: Bench) -> None:
 
 
 async def test_an_absent_manifest_is_told_from_an_unknown_one(bench: Bench) -> None:
-    """The one is a 404, the other says nothing about the repository."""
+    """An absent manifest is a 404; an unknown one proves nothing about the repository."""
     with pytest.raises(RegistryError) as refused:
         await read_labels(bench.pull, APP, digest_of(b"absent"))
     assert refused.value.status == 404

@@ -113,7 +113,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterat
 def service(services: StartService, request: pytest.FixtureRequest) -> Service:
     """Give the product over one registry, over two, and over two of which one is down.
 
-    Of the scope of the module, so that tests of one case follow each other, and two workers start what they run.
+    Its scope is the module, so that tests of one case follow each other, and two workers start only their own cases.
     """
     return services(request.param)
 

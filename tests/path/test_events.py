@@ -109,7 +109,7 @@ def test_a_push_and_a_delete_reach_the_receiver(proxy: Proxy, receiver: Receiver
 
 
 def test_a_receiver_reports_what_it_deployed(proxy: Proxy, receiver: Receiver) -> None:
-    """Its answer to a push is a receipt, and that an event; a later push of the tag shows as one that runs nowhere."""
+    """The answer to a push is a receipt, and causes an event; a later push of the tag shows as running nowhere."""
     user = proxy.add_user("ann", pull_push=["team/**"])
     subscribe(proxy, receiver.url, events=["push", "deployment"])
     receiver.body = json.dumps({"deployment": {"environment": "production", "outcome": "succeeded"}}).encode()

@@ -1,4 +1,4 @@
-"""The history of tags of the running product: who moved a tag, what it was, and who may see that."""
+"""The history of tags of the running product: the author and content of each move, and the right to see it."""
 
 import json
 from typing import Any
@@ -34,7 +34,7 @@ def moves(proxy: Proxy, tag: str, repository: str = REPOSITORY, **query: str) ->
 
 
 def test_a_tag_tells_how_it_came_to_be_what_it_is(proxy: Proxy) -> None:
-    """Pushes and deletes with who, when, from where and what before; the list has each tag with its last move."""
+    """Each push and delete has author, time, address and previous digest; the list has each tag with its last move."""
     ann, bob = (proxy.add_user(name, pull_push_delete=["team/**"]) for name in ("ann", "bob"))
     first, second = make_image(b"one", label="1"), make_image(b"two", label="2")
     ann.push(REPOSITORY, "v1", first)
@@ -65,7 +65,7 @@ def test_a_tag_tells_how_it_came_to_be_what_it_is(proxy: Proxy) -> None:
 
 
 def test_history_needs_the_right_to_pull(proxy: Proxy) -> None:
-    """Without it a repository that is there and one that is not answer alike; addresses are for administrators."""
+    """Without it existing and absent repositories answer alike; addresses are only for administrators."""
     ann = proxy.add_user("ann", pull_push=["team/**"])
     ann.push(REPOSITORY, "v1", make_image(b"one"))
     with as_user(proxy, proxy.add_user("eve", pull=["elsewhere/**"])) as eve:
@@ -88,7 +88,7 @@ def test_history_needs_the_right_to_pull(proxy: Proxy) -> None:
 
 
 def test_the_command_shows_and_compares(proxy: Proxy) -> None:
-    """`tag list`, `history`, `show` and `diff` name what changed; a tag is compared with what it was before."""
+    """`tag list`, `history`, `show` and `diff` name the changes; a tag is compared with its previous image."""
     ann = proxy.add_user("ann", pull_push=["team/**"])
     first, second = make_image(b"base", b"one", label="1"), make_image(b"base", b"two", label="2")
     ann.push(REPOSITORY, "v1", first)

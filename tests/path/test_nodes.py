@@ -111,7 +111,7 @@ def test_a_registry_and_a_node_die_in_one_upload(pair: Pair) -> None:
 
 
 def test_no_older_tag_after_a_push_through_another_node(pair: Pair) -> None:
-    """Whatever a node has cached of a tag, it serves the new one after a push through the other node."""
+    """A tag cached by a node is never served there once a push through the other node has been acknowledged."""
     for number in range(8):
         pusher, reader = (pair.one, pair.two) if number % 2 else (pair.two, pair.one)
         image = make_image(f"{number}".encode())

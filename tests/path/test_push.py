@@ -79,7 +79,7 @@ def kill_workers(proxy: Proxy) -> None:
 
 
 def test_the_status_of_an_upload_is_true_after_losses(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A registry is killed, then every worker: the status says how far the upload is, and it goes on from there."""
+    """A registry is killed, then every worker: the status has the true offset, and the upload continues there."""
     _, second = registries
     proxy = start_proxy(registries, {"workers": 2})
     user = proxy.add_user("ann", pull_push=["team/**"])

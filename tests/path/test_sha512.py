@@ -211,7 +211,7 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(registries: list[Server], s
 
 
 def filled(parts: Parts, filling: str, size_bytes: int) -> Parts:
-    """Return an image with an annotation that makes its manifest so large."""
+    """Return an image with an annotation that gives its manifest the given size."""
     document = {**json.loads(parts.manifest), "annotations": {"filling": ""}}
     missing = size_bytes - len(json.dumps(document))
     document["annotations"]["filling"] = (filling * (missing // len(filling) + 1))[:missing]
@@ -219,7 +219,7 @@ def filled(parts: Parts, filling: str, size_bytes: int) -> Parts:
 
 
 def test_a_manifest_of_4_mib_is_taken_and_no_larger_one(registries: list[Server], start_proxy: StartProxy) -> None:
-    """4 MiB come back; one byte more is 413, and so is a manifest whose wrapper is too large: nothing is stored."""
+    """4 MiB come back; one byte more is 413, and so is a manifest with too large a wrapper: nothing is stored."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])
     parts, limit = new_image(), 4 * 2**20

@@ -102,7 +102,7 @@ async def test_a_push_under_way_is_not_announced_yet(subscribed: Bench, monkeypa
     monkeypatch.undo()
     await subscribed.under_test.put(LATEST, parts.manifest, parts.media_type, actor=ANN)
     assert await entries(subscribed) == [entry]
-    assert await store.get(Table.INTENTS, entry.intent) is None  # by which it is known that the write is over
+    assert await store.get(Table.INTENTS, entry.intent) is None  # the end of the write, as others can see it
 
 
 async def test_a_delete_announces_the_tag_or_the_digest(subscribed: Bench) -> None:
@@ -130,7 +130,7 @@ async def test_without_a_subscription_nothing_is_stored(setting: Bench) -> None:
 
 
 async def test_a_new_entry_is_not_looked_for(subscribed: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can have stored its id before: a push with an event asks the store no more than one without."""
+    """No other node can have stored its id before: a push with an event asks the store no more than one without."""
     store, tables = subscribed.under_test.store, []
     get = store.get
 

@@ -29,7 +29,7 @@ async def upload(setting: Bench, parts: Parts) -> Parts:
 
 
 async def push(setting: Bench, parts: Parts, tag: Tag = LATEST, actor: Actor | None = ANN) -> str:
-    """Push a whole image for somebody; return its digest."""
+    """Push a whole image with a named actor; return its digest."""
     await upload(setting, parts)
     await setting.under_test.put(tag, parts.manifest, parts.media_type, actor=actor)
     return str(parts.digest)
@@ -56,7 +56,7 @@ async def test_each_move_is_on_record_with_who_and_what(setting: Bench) -> None:
 
 
 async def test_a_push_that_moves_nothing_is_no_move(setting: Bench) -> None:
-    """The same digest again leaves the history as it is, and the next move follows on it."""
+    """A push of the same digest leaves the history unchanged, and the next move follows on the last one."""
     first = await push(setting, image(b"one"))
     await push(setting, image(b"one"))
     second = await push(setting, image(b"two"))
@@ -71,7 +71,7 @@ async def test_a_write_of_our_own_is_no_move(setting: Bench) -> None:
 
 
 async def test_a_refused_push_leaves_no_move(setting: Bench) -> None:
-    """What every replica refused is taken back with its move; the next one knows nothing of it."""
+    """A push that every replica refuses is taken back with its move, and the next move follows on the one before."""
     first = await push(setting, image(b"one"))
     lacking = image(b"not pushed")
     await refused(setting.under_test.put(LATEST, lacking.manifest, lacking.media_type, actor=ANN))
@@ -81,7 +81,7 @@ async def test_a_refused_push_leaves_no_move(setting: Bench) -> None:
 
 
 async def test_a_push_whose_node_dies_is_on_record(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The move is there from before the first replica is touched: it is rolled forward, so it happened."""
+    """The move is on record before the first replica is touched: the push is rolled forward, so it happened."""
     parts = await upload(setting, image(b"one"))
 
     async def die(*_: object) -> int:
@@ -94,7 +94,7 @@ async def test_a_push_whose_node_dies_is_on_record(setting: Bench, monkeypatch: 
 
 
 async def test_a_deleted_tag_and_its_return_are_moves(setting: Bench) -> None:
-    """The delete says what the tag was and who did it; a later push follows on it, as one of a new tag."""
+    """The delete has the tag's last digest and its author; a later push follows on it, as for a new tag."""
     first = await push(setting, image(b"one"))
     await setting.under_test.manage.delete_manifest(ROUTED, LATEST, ANN)
     second = await push(setting, image(b"two"))
@@ -103,7 +103,7 @@ async def test_a_deleted_tag_and_its_return_are_moves(setting: Bench) -> None:
 
 
 async def test_a_deleted_manifest_moves_every_tag_on_it(setting: Bench) -> None:
-    """Each tag that goes with a digest has a delete of its own; the others have none."""
+    """Each tag that is removed with a digest has a separate delete; the others have none."""
     first = await push(setting, image(b"one"), Tag("v1"))
     await push(setting, image(b"one"), Tag("v2"))
     other = await push(setting, image(b"two"), Tag("v3"))
@@ -115,7 +115,7 @@ async def test_a_deleted_manifest_moves_every_tag_on_it(setting: Bench) -> None:
 
 
 async def test_a_delete_that_another_node_ends_is_entered_once(setting: Bench) -> None:
-    """The node that deletes may die before it has forgotten the tag: another one forgets it, with the same move."""
+    """If the node dies before it has forgotten the tag, another one forgets it, with the same move."""
     first = await push(setting, image(b"one"))
     setting.replicas.down.add("b")
     await setting.under_test.manage.delete_manifest(ROUTED, LATEST, ANN)
@@ -125,7 +125,7 @@ async def test_a_delete_that_another_node_ends_is_entered_once(setting: Bench) -
 
 
 async def test_a_choice_where_replicas_differ_is_seen(setting: Bench) -> None:
-    """What an administrator chose is entered in the commit that puts it on record."""
+    """The choice of an administrator is entered in the commit that records it."""
     first, second = await push(setting, image(b"one")), await push(setting, image(b"two"))
     key = IntentKey(ROUTED, IntentKind.TAG, LATEST)
     await choose(setting.under_test.store, key, Digest("sha256", first.partition(":")[2]))
@@ -133,7 +133,7 @@ async def test_a_choice_where_replicas_differ_is_seen(setting: Bench) -> None:
 
 
 async def test_pushes_of_one_tag_at_once_are_one_chain(setting: Bench) -> None:
-    """Each move follows on the one before, and the newest is what both replicas have."""
+    """Each move follows on the one before, and both replicas have the newest."""
     images = [await upload(setting, image(f"{number}".encode())) for number in range(8)]
     put = setting.under_test.put
     await asyncio.gather(*(put(LATEST, parts.manifest, parts.media_type, actor=ANN) for parts in images))

@@ -146,7 +146,7 @@ async def test_a_child_that_nobody_pushed_is_not_lost(setting: Bench) -> None:
 
 
 async def test_a_child_that_was_deleted_through_us_is_not_lost(setting: Bench) -> None:
-    """Its deletion is no loss, and the other children are compared."""
+    """A child deleted through the proxy is no loss, and the other children are compared."""
     kept, gone = await push(setting, image(b"kept")), await push(setting, image(b"gone", label="gone"))
     await push(setting, index(kept, gone), "latest")
     await setting.under_test.manage.delete_manifest(ROUTED, gone.digest)

@@ -81,7 +81,7 @@ async def until_copied(group: Group) -> None:
 async def test_what_was_committed_outlives_the_primary(group: Group, page: ChangePage, number: signal.Signals) -> None:
     """A primary that is killed or hangs is replaced by its replica, which has all earlier writes.
 
-    That holds also when the first Sentinel accepts connections and never answers.
+    Also when the first Sentinel accepts connections and never answers.
     """
     await until_copied(group)
     with socket.create_server(("127.0.0.1", 0)) as silent:

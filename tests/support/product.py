@@ -193,7 +193,7 @@ def make_image(*layers: bytes, label: str = "", **settings: object) -> Image:
     Args:
         layers: archives.
         label: of the image.
-        settings: further ones of its containers, such as ``Entrypoint``.
+        settings: further settings of its containers, such as ``Entrypoint``.
     """
     root = {"type": "layers", "diff_ids": [digest_of(layer) for layer in layers]}
     container = {"Labels": {"label": label}, **settings}

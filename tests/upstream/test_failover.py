@@ -93,7 +93,7 @@ async def read(reader: FailoverReader, digest: Digest, offset: int = 0) -> bytes
     ids=["500", "429", "403", "stall", "html", "gzip"],
 )
 async def test_the_next_replica_answers_before_the_first_byte(pair: Pair, fault: Fault) -> None:
-    """Whatever the first one does, the other answers each kind of read."""
+    """Each kind of read is answered by the other one, whatever fault the first one has."""
     digest = pair.add_blob(CONTENT)
     manifest = digest_of(b"{}")
     for registry in (pair.a, pair.b):

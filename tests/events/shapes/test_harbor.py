@@ -82,7 +82,7 @@ def test_keel_parses_the_url_of_a_resource() -> None:
 
 
 def test_a_pull_is_one_of_harbor() -> None:
-    """The type tells it from a push; a pull by digest has the digest in the place of a tag."""
+    """The type distinguishes it from a push; a pull by digest has the digest in the place of a tag."""
     assert webhook(pulled())["type"] == "PULL_ARTIFACT"
     (resource,) = webhook(pulled(tag=""))["event_data"]["resources"]
     image = f"registry.example:5000/team/app@{DIGEST}"
