@@ -17,7 +17,7 @@ from registry_proxy.config.model import Settings
         ("config.yaml", "config.yaml holds no private key in PEM without a password"),
     ],
 )
-async def test_a_signing_key_that_cannot_be_used_is_told(tmp_path: Path, key_file: str, text: str) -> None:
+async def test_a_signing_key_that_cannot_be_used_is_reported(tmp_path: Path, key_file: str, text: str) -> None:
     """The error has the key and the configured path, is no defect, and comes before the store has a first admin."""
     (tmp_path / "config.yaml").write_text("workers: 1")
     configured = str(tmp_path / key_file)

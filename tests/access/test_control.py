@@ -298,7 +298,7 @@ async def test_an_id_token_is_a_login_that_ends_with_it(start_node: StartNode, n
         await node.control.login("oidc", id_token, HOME)
 
 
-async def test_nobody_is_told_where_keys_are_fetched(start_node: StartNode) -> None:
+async def test_the_address_of_keys_is_shown_to_nobody(start_node: StartNode) -> None:
     """An issuer that does not answer is unavailable; its address and the cause are only in the log."""
     rule = ClaimRule("main", {"repository": [compile_text_pattern("acme/*")]}, "{repository}")
     with running_issuer() as issuer:
@@ -513,7 +513,9 @@ async def test_unknown_keys_cost_the_store_little(node: Node, monkeypatch: pytes
     assert checks == 1
 
 
-async def test_whoever_leaves_takes_no_check_of_the_store_along(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_that_leaves_takes_no_check_of_the_store_along(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A caller that waits for the store and is cancelled does not make the others wait for a second question."""
     gate, checks = asyncio.Event(), 0
 

@@ -294,7 +294,7 @@ def test_everyone_has_a_home_of_his_own() -> None:
     assert token.actions == {"pull", "push"}
 
 
-def test_whom_an_id_token_names_has_its_own_grants_and_the_groups_of_its_rule() -> None:
+def test_a_subject_of_an_id_token_has_its_own_grants_and_the_groups_of_its_rule() -> None:
     """The subject has no rights of a user, robot or group of that name, no home, and nothing once its rule is gone."""
     job, other = "oidc:github/main/acme/app", "oidc:github/any/acme/app"
     grants = [

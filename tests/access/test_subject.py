@@ -89,7 +89,7 @@ def test_names_hold_no_separator(text: str) -> None:
         assert not set(text) & set(":$/ \r\n\t\0%,;\"'\\")
 
 
-def test_whom_a_rule_names_is_told_from_everybody_else() -> None:
+def test_a_subject_of_a_rule_is_distinct_from_everybody_else() -> None:
     """The rule can be read from the subject; a user, or a name without a rule, has none."""
     assert oidc_subject("github/main", "acme/app") == "oidc:github/main/acme/app"
     assert oidc_rule("oidc:github/main/acme/app") == "github/main"

@@ -51,7 +51,7 @@ async def test_known_callers_come_first() -> None:
     assert await line.serve(4) == ["b1", "c1", "b2", "a2"]
 
 
-async def test_a_full_queue_gives_place_to_whoever_has_fewer() -> None:
+async def test_a_full_queue_gives_place_to_an_owner_with_fewer() -> None:
     """The owner with the most places loses its newest one; with one place each, the next owner is refused."""
     line = Line(1, 3)
     _, _, kept, lost = await line.come("a1", "a2", "a3", "a4")
@@ -88,7 +88,7 @@ async def test_an_unknown_caller_gives_place_to_a_known_one() -> None:
     assert await line.serve(2) == ["d1", "d2"]
 
 
-async def test_whoever_leaves_takes_no_turn_along() -> None:
+async def test_a_caller_that_leaves_takes_no_turn_along() -> None:
     """A caller that leaves the queue, or leaves at the moment of its turn, makes room for the next."""
     line = Line(1, 2)
     _, leaver, _ = await line.come("a1", "b1", "c1")

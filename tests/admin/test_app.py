@@ -384,7 +384,7 @@ async def test_of_two_changes_by_the_same_etag_one_wins(admin: Admin) -> None:
     assert statuses == [200] + [412] * 7
 
 
-async def test_every_fault_is_told_at_once_and_no_password(admin: Admin) -> None:
+async def test_every_fault_is_reported_at_once_and_no_password(admin: Admin) -> None:
     """A 400 is an RFC 9457 document with a pointer for each fault; the password that was sent is not in it."""
     secret = "x" * 7
     cases: list[tuple[str, str, Any, set[str]]] = [

@@ -234,7 +234,7 @@ async def test_a_policy_that_is_held_back_is_judged_when_it_has_come(bench: Benc
     assert await bench.node.directory.groups.list() == []
 
 
-async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_login_is_logged_once_and_each_refusal(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A login is one event, though each request brings the password; a refused login is one event each."""
     for _ in range(3):
         assert (await bench.call("GET", "/audit", basic(ADMIN)))[0] == 200
@@ -249,7 +249,7 @@ async def test_a_login_is_told_of_once_and_each_refusal(bench: Bench, monkeypatc
     assert (bench.node.audit.events[-1].outcome, bench.node.audit.events[-1].subject) == ("ok", "user:admin")
 
 
-async def test_everybody_is_told_why_they_may(bench: Bench) -> None:
+async def test_everybody_may_ask_about_themselves(bench: Bench) -> None:
     """A user, a robot and a narrowed secret ask only about themselves, and learn nothing of others."""
     directory = bench.node.directory
     await directory.robots.put("ci", None, ())

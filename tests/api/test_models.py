@@ -76,7 +76,7 @@ def test_a_document_is_made_of_the_attributes_of_a_value() -> None:
     assert (document.ended_at, document.digest) == ("1970-01-01T00:00:02Z", _DIGEST)
 
 
-def test_a_document_lacks_nothing() -> None:
+def test_a_document_misses_no_field() -> None:
     """A field that neither the value nor the caller gives is a defect of ours, and raises at once."""
     with pytest.raises(ValidationError, match="extra"):
         _ValueDocument.of(_Value())

@@ -48,7 +48,7 @@ async def _refused(http: _Http, method: str, path: str, body: bytes) -> list[dic
         ),
     ],
 )
-async def test_of_many_faults_the_first_are_told(http: _Http, path: str, body: Any, place: str, count: int) -> None:
+async def test_of_many_faults_the_first_are_reported(http: _Http, path: str, body: Any, place: str, count: int) -> None:
     """The first faults are listed and the rest are counted: a megabyte of faults keeps nobody waiting."""
     faults = await _refused(http, "PUT", path, json.dumps(body).encode())
     assert len(faults) == FAULTS_MAX + 1

@@ -90,7 +90,7 @@ def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
     assert count_events(events(proxy, action="users.put")) == 2
 
 
-def test_retention_is_told(proxy: Proxy) -> None:
+def test_retention_is_reported(proxy: Proxy) -> None:
     """`audit verify` and the log itself name what retention has removed; the log counts as intact."""
     with proxy.admin() as admin:
         for number in range(150):

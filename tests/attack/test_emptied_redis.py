@@ -13,7 +13,7 @@ from tests.support.servers import Server, wait_until
 REPOSITORY = "team/app"
 
 
-def test_an_emptied_redis_costs_no_copy_and_is_told(
+def test_an_emptied_redis_costs_no_copy_and_is_reported(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
     """The only second copy of a push stays pinned and reaches the replica; `/readyz` warns; tokens stay valid."""
@@ -29,7 +29,7 @@ def test_an_emptied_redis_costs_no_copy_and_is_told(
     with client_of_redis.Redis(port=redis.port) as client:
         client.flushall()
         wait_until(lambda: client.hlen("registry-proxy:table:keys") > 0, "the key is published again")
-    wait_until(lambda: is_reported(proxy), "it is told")
+    wait_until(lambda: is_reported(proxy), "it is reported")
     assert httpx.get(f"{proxy.url}/auth/keys", verify=False).json() == keys
     assert len(list(proxy.pins.iterdir())) == 3
     second.start()

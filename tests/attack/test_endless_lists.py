@@ -20,7 +20,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from tests.conftest import StartProxy
 from tests.support.fakes.malice import Asked, Malice, Said, answer
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_client, open_replicas
 from tests.support.servers import Server, wait_until
 from tests.support.waiting import until
 
@@ -72,7 +72,7 @@ async def test_small_pages_without_end_come_slowly(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(long_lists, "PAGE_SECONDS", 3600.0)
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
-            listing_tags = asyncio.ensure_future(FailoverReader(replicas, ToldMarks(), 5).list_tags(REPOSITORY))  # noqa: TID251 - cancelled
+            listing_tags = asyncio.ensure_future(FailoverReader(replicas, ScriptedMarks(), 5).list_tags(REPOSITORY))  # noqa: TID251 - cancelled
             await until(lambda: malice.count("tags/list") > long_lists.QUICK_PAGES)
             await stays_quiet(malice, "tags/list")
             assert malice.count("tags/list") == long_lists.QUICK_PAGES + 1
@@ -85,7 +85,7 @@ async def test_a_list_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failover, "LIST_SECONDS", 0.3)
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
-            reader = FailoverReader(replicas, ToldMarks(), 5)
+            reader = FailoverReader(replicas, ScriptedMarks(), 5)
             with pytest.raises(BadUpstreamError) as refused:
                 await reader.list_tags(REPOSITORY)
             assert "takes longer than" in refused.value.reason
@@ -99,7 +99,7 @@ async def test_a_catalog_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyP
         for registry in (a, b):
             registry.inject(Fault("_catalog", stall=True))
         with pytest.raises(RegistryError) as refused:
-            await FailoverReader(replicas, ToldMarks(), 0).list_repositories()
+            await FailoverReader(replicas, ScriptedMarks(), 0).list_repositories()
         assert (refused.value.status, refused.value.code) == (502, ErrorCode.UNAVAILABLE)
         assert "too long for this list" in refused.value.message
         assert isinstance(refused.value.detail, dict)
@@ -111,7 +111,7 @@ async def test_a_list_ends_with_its_callers() -> None:
     """Callers share one reading of a list; it goes on for the last caller, and ends with them."""
     with endless(brings_news=True) as malice:
         async with open_replicas([malice.url]) as replicas:
-            reader = FailoverReader(replicas, ToldMarks(), 5)
+            reader = FailoverReader(replicas, ScriptedMarks(), 5)
             callers = [asyncio.ensure_future(reader.list_tags(REPOSITORY)) for _ in range(10)]  # noqa: TID251 - cancelled
             await until(lambda: malice.count("tags/list") > 5)
             assert malice.count("tags/list.n=1000") == 1, "ten callers cost one list"
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_ends_its_list(start_proxy: StartProxy, tmp_path: P
 async def test_a_catalog_is_read_once_until_a_repository_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of the catalog within seconds comes from the last reading, unless a push may have made a repository."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
-    marks = ToldMarks()
+    marks = ScriptedMarks()
     async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
         for registry in (a, b):
             registry.add_manifest("team/app", b"{}", "1")
@@ -163,7 +163,7 @@ async def test_a_long_list_of_tags_is_read_once_until_its_repository_is_written_
 ) -> None:
     """Its pages come from one reading until a write to the repository, an unknown write, or the return of a replica."""
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
-    marks = ToldMarks()
+    marks = ScriptedMarks()
     async with FakeRegistry() as a, FakeRegistry() as b, open_replicas([a.url, b.url]) as replicas:
         names = [f"v{number:05}" for number in range(1500)]
         a.add_manifest(REPOSITORY, b"{}", *names)
@@ -191,7 +191,7 @@ async def test_a_short_list_of_tags_is_read_each_time(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sharing, "FRESH_TIMES", 1e9)
     async with FakeRegistry() as a, open_replicas([a.url]) as replicas:
         a.add_manifest(REPOSITORY, b"{}", *(f"v{number:05}" for number in range(1000)))
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
         before = len(await reader.list_tags(REPOSITORY))
         a.add_manifest(REPOSITORY, b"{}", "past-us")
         assert len(await reader.list_tags(REPOSITORY)) == before + 1
@@ -216,7 +216,7 @@ async def test_many_names_are_sorted_and_whole() -> None:
     body = json.dumps({"tags": [f"v{number * 7919 % 30_000}" for number in range(30_000)] + ["-", 'a"b', "x"]}).encode()
     with Malice(lambda _: answer(200, JSON, body)) as malice, Malice(lambda _: answer(200, JSON, body)) as other:
         async with open_replicas([malice.url, other.url]) as replicas:
-            tags = await FailoverReader(replicas, ToldMarks(), 0).list_tags(REPOSITORY)
+            tags = await FailoverReader(replicas, ScriptedMarks(), 0).list_tags(REPOSITORY)
     assert tags == sorted({*(f"v{number}" for number in range(30_000)), "x"})
 
 

@@ -87,7 +87,7 @@ def test_a_foreign_origin_is_refused(proxy: Proxy) -> None:
         assert put_group(proxy, "own", Origin=origin).status_code in {200, 201}, origin
 
 
-def test_a_foreign_host_is_refused_before_anything_is_told(proxy: Proxy) -> None:
+def test_a_foreign_host_is_refused_before_anything_is_revealed(proxy: Proxy) -> None:
     """Under a foreign name the API answers 421, also to reads, without a question for a password."""
     for host in FOREIGN_HOSTS:
         for path in ("/admin/v1/users", "/admin/v1/openapi.json", "/admin/v1/none", "/console/", "/console/login"):

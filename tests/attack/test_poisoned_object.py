@@ -17,7 +17,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_replicas
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_replicas
 from tests.support.waiting import until
 
 POISONED = Repository("eve/app")
@@ -53,7 +53,7 @@ async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPat
         digest = digest_of(b"poison")
         for registry in registries:
             registry.inject(Fault(str(digest), stall=True))
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
         for _ in range(3):
             await ask(reader, digest)
         assert times_down(observer) == 0
@@ -65,7 +65,7 @@ async def test_a_storage_that_hangs_takes_its_replica_down() -> None:
     observer = RecordingObserver()
     async with pair(observer=observer) as (registries, replicas):
         hung = registries[0].inject(Fault("/v2/.+", stall=True))
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
 
         async def read_on() -> None:
             number = 0
@@ -93,7 +93,7 @@ async def test_a_poisoned_digest_is_asked_for_less_and_less(fault: Fault) -> Non
         digest = digest_of(b"poison")
         for registry in registries:
             registry.inject(Fault(str(digest), status=fault.status, cut_after=fault.cut_after))
-        reader = FailoverReader(replicas, ToldMarks(), 2)
+        reader = FailoverReader(replicas, ScriptedMarks(), 2)
         for _ in range(2):
             await ask(reader, digest)
         asked = sum(registry.count("GET", f"manifests/{digest}") for registry in registries)
@@ -108,7 +108,7 @@ async def test_tries_of_a_repository_share_a_budget() -> None:
     async with pair(observer=observer) as (registries, replicas):
         for registry in registries:
             registry.inject(Fault(f"{POISONED}/", status=500))
-        reader = FailoverReader(replicas, ToldMarks(), 1)
+        reader = FailoverReader(replicas, ScriptedMarks(), 1)
         digests = [digest_of(b"%d" % number) for number in range(100)]
         await asyncio.gather(*(ask(reader, digest) for digest in digests))
         asked = sum(registry.count("GET", f"{POISONED}/manifests/") for registry in registries)
@@ -116,7 +116,7 @@ async def test_tries_of_a_repository_share_a_budget() -> None:
         for registry in registries:
             registry.inject(Fault(f"{REPOSITORY}/", status=500, times=2))
         # A longer patience: on a busy machine the hundred requests may have marked both as down.
-        patient = FailoverReader(replicas, ToldMarks(), 30)
+        patient = FailoverReader(replicas, ScriptedMarks(), 30)
         assert (await patient.resolve_tag(REPOSITORY, Tag("1"))).digest == digest_of(b"{}")
 
 

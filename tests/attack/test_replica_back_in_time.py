@@ -149,7 +149,7 @@ def test_alone_it_answers_with_a_warning(registries: list[Server], start_proxy: 
 
 
 @pytest.mark.soak  # its short form is in tests/repair/test_inspection.py
-def test_two_registries_that_were_swapped_are_told_apart(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_two_registries_that_were_swapped_are_recognised(registries: list[Server], start_proxy: StartProxy) -> None:
     """A registry's missing contents stay recorded under its new address: no older tag or deleted one comes back."""
     first, second = registries
     proxy, user = start(start_proxy, registries)

@@ -138,5 +138,5 @@ def test_a_node_whose_store_hangs_too_says_so(
 
         with disk.stalled():
             for url in (proxy.url, proxy.admin_url):
-                wait_until(lambda: "has not answered" in refusal(url), "it is told", timeout_seconds=LIMIT_SECONDS)  # noqa: B023 - called at once
+                wait_until(lambda: "has not answered" in refusal(url), "it is reported", timeout_seconds=LIMIT_SECONDS)  # noqa: B023 - called at once
         wait_until(lambda: (says(proxy) or {}).get("warnings") == [], "it serves", timeout_seconds=LIMIT_SECONDS)

@@ -91,7 +91,7 @@ def test_a_torn_end_is_no_tampering_and_the_chain_goes_on(tmp_path: Path, cut: i
     assert found(tmp_path, head) == []
 
 
-def test_a_crash_before_the_first_line_of_a_file_is_mended(tmp_path: Path) -> None:
+def test_a_crash_before_the_first_line_of_a_file_is_repaired(tmp_path: Path) -> None:
     """A new file that is still empty is begun again, after the one before it."""
     head = written(tmp_path, 3)
     (tmp_path / "0-000000000005.jsonl").write_bytes(b'{"seq":5,"ti')

@@ -69,7 +69,7 @@ async def test_every_head_is_of_the_only_node(tmp_path: Path) -> None:
     assert found.elsewhere == {}
 
 
-async def test_accepted_faults_are_told_apart(tmp_path: Path) -> None:
+async def test_accepted_faults_are_listed_apart(tmp_path: Path) -> None:
     """An accepted fault is listed apart; a later fault counts again, and a forged list accepts nothing."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", None) as (store, _):
         await store.commit([head("own", "0")])

@@ -89,7 +89,7 @@ def test_a_holding_survives_a_restart_and_ages(holdings: FileHoldings, cache_pat
     assert again.age_seconds < 60
 
 
-def test_what_a_tag_was_is_told_with_type_size_and_record(holdings: FileHoldings) -> None:
+def test_the_last_state_of_a_tag_comes_with_type_size_and_record(holdings: FileHoldings) -> None:
     """A HEAD within the TTL needs no request, in any worker; without media type or record it stays unknown."""
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=7)
     cached = holdings.find_tag(APP, LATEST)

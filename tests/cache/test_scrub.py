@@ -46,7 +46,7 @@ async def run_until_done(scrubber: Scrubber, path: Path) -> None:
     await asyncio.wait([task])
 
 
-async def test_the_end_of_the_last_round_is_told_after_a_restart(
+async def test_the_end_of_the_last_round_is_reported_after_a_restart(
     cache: DiskCache, cache_path: Path, events: Events
 ) -> None:
     """The worker that takes over reports the end of the last round, from the note on the disk."""
@@ -150,7 +150,9 @@ async def test_a_lie_is_quarantined(cache: DiskCache, cache_path: Path) -> None:
     assert (cache_path / "quarantine" / name).read_bytes() == b"x" * 1000
 
 
-def test_a_strange_note_begins_anew(cache: DiskCache, cache_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_strange_note_begins_a_new_round(
+    cache: DiskCache, cache_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A note that cannot be read costs a round, and nothing else."""
     (cache_path / "scrub").write_text("[]")
     assert Scrubber(cache, 1, 1)._read_note().shard == 0

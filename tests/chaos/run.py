@@ -341,7 +341,7 @@ class Run:
                     problem = _look_for(server.url, repository, digest)
                     if problem and self.history.must_hold(repository, digest, at):
                         story = self._story(server, repository, digest)
-                        found.append(f"{name} lacks {problem} of {repository}@{digest}{story}")
+                        found.append(f"{name} misses {problem} of {repository}@{digest}{story}")
                     if not problem and not self.history.may_hold(repository, digest, at):
                         story = self._story(server, repository, digest)
                         found.append(f"{name} still has {repository}@{digest}, which was deleted{story}")

@@ -52,7 +52,7 @@ def test_other_ids_and_another_order_are_found() -> None:
     assert faults([first, arrival(3, B, 3.5)]) == ["not in order,"]
 
 
-def test_an_emptied_store_loses_events_and_begins_anew() -> None:
+def test_an_emptied_store_loses_events_and_begins_again() -> None:
     """Earlier pushes are excused; later ones are not."""
     emptied = (Emptied(EPOCH + 3, EPOCH + 4),)
     assert faults([arrival(1, A, 1.5), arrival(1, B, 9.5)], push(2, 3, B), push(9, 10, B), emptied=emptied) == []

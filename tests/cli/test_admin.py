@@ -284,7 +284,7 @@ def test_a_new_token_is_shown_with_its_use(run: Run) -> None:
     assert "docker login -u 'robot$ci'" in secret.stderr
 
 
-def test_faults_are_told_one_a_line(run: Run) -> None:
+def test_faults_are_reported_one_a_line(run: Run) -> None:
     """All faults are reported at once, each with its place."""
     result = run("grant", "add", "bob", "TEAM", "fly", "--mode", "maybe")
     _fails(result, "subject: expected user:NAME", "repository: expected", "actions: expected", "mode: expected")
@@ -315,7 +315,7 @@ def test_tokens_are_revoked(run: Run, environment: pytest.MonkeyPatch) -> None:
     _fails(run("token", "revoke", "user:bbo"), "there is no user bbo")
 
 
-def test_a_secret_is_told_why_it_makes_no_token(environment: pytest.MonkeyPatch, run: Run) -> None:
+def test_a_secret_is_refused_a_token_with_the_reason(environment: pytest.MonkeyPatch, run: Run) -> None:
     """Actions of users for themselves need no administrator, so the error does not ask for one."""
     secret = _json(run("token", "add", "--json"))["secret"]
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", secret)
@@ -412,7 +412,7 @@ def test_login_keeps_the_credentials_for_its_owner_only(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"http://127.0.0.1:5080": 7}', "[" * 100_000, "\x00"])
-def test_a_broken_credentials_file_is_told(environment: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+def test_a_broken_credentials_file_is_reported(environment: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
     """The error names the file and the next step, without a traceback."""
     kept = tmp_path / "config" / "registry-proxy" / "credentials.json"
     kept.parent.mkdir(parents=True)
@@ -433,7 +433,7 @@ def test_a_broken_credentials_file_is_told(environment: pytest.MonkeyPatch, tmp_
     ],
     ids=["nobody", "credentials", "scheme", "empty", "bracket", "port"],
 )
-def test_an_unusable_url_is_told(environment: pytest.MonkeyPatch, url: str, text: str) -> None:
+def test_an_unusable_url_is_reported(environment: pytest.MonkeyPatch, url: str, text: str) -> None:
     """The error names the URL and the way to set it, and never a secret in it."""
     environment.setenv("REGISTRY_PROXY_ADMIN_URL", url)
     environment.setenv("REGISTRY_PROXY_ADMIN_PASSWORD", SECRET)
@@ -469,7 +469,7 @@ def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
     assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "bob"]
 
 
-def test_a_password_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_password_that_cannot_be_read_is_reported(run: Run, tmp_path: Path) -> None:
     """An absent, empty, huge or binary source is an error with its name, and no part of its content."""
     _fails(run("user", "add", "ann", "--password-file", str(tmp_path / "none")), "cannot be read", "none")
     _fails(run("user", "add", "ann", "--password-stdin", stdin=""), "holds no password")
@@ -517,7 +517,7 @@ def _answer_prompts(controller: int, answers: list[str]) -> str:
             os.write(controller, f"{answers.pop(0)}\n".encode())
 
 
-def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> None:
+def test_something_else_at_the_url_is_reported(environment: pytest.MonkeyPatch) -> None:
     """An answer of another server than the admin API never ends in a traceback."""
     bodies = [
         (200, b"<html>"),
@@ -536,7 +536,7 @@ def test_something_else_at_the_url_is_told(environment: pytest.MonkeyPatch) -> N
             _fails(CliRunner().invoke(app, ["user", "list"]), "error: ", "REGISTRY_PROXY_ADMIN_URL")
 
 
-def test_plain_http_where_tls_was_expected_is_told(environment: pytest.MonkeyPatch) -> None:
+def test_plain_http_where_tls_was_expected_is_reported(environment: pytest.MonkeyPatch) -> None:
     """An https URL of the admin listener, which speaks plain HTTP, is answered with the right URL."""
     with _answering(200, b"[]") as url:
         environment.setenv("REGISTRY_PROXY_ADMIN_URL", url.replace("http:", "https:"))

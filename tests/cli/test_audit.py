@@ -29,7 +29,7 @@ def test_tail_goes_on_below_its_headings(run: Run, tmp_path: Path, monkeypatch: 
     assert lines == ["TIME", *(f"2020-01-31T00:00:0{second}Z" for second in range(3))]
 
 
-def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
+def test_a_search_that_the_log_cannot_match_is_an_error(run: Run) -> None:
     """A misspelt subject or outcome is an error, not an empty log; a wrong time is answered with an example."""
     for wrong, message in (
         (["--subject", "ann"], "subject: expected user:NAME"),
@@ -42,7 +42,7 @@ def test_what_the_log_cannot_hold_is_a_mistake_that_is_told(run: Run) -> None:
     assert run("audit", "search", "--subject", "user:ann", "--outcome", "denied").exit_code == 0
 
 
-def test_a_row_says_to_whom_and_what_became_of_it(run: Run, tmp_path: Path) -> None:
+def test_a_row_names_the_subject_and_the_outcome(run: Run, tmp_path: Path) -> None:
     """A row of a grant or revocation names its subject, of a failure the answer, of a refused login the reason."""
     detail = {"path": "/admin/v1/revocations", "status": 201, "asked": {"subject": "user:ann"}}
     failed = {"path": "/admin/v1/users/ann", "status": 400, "asked": None}

@@ -143,7 +143,7 @@ def test_a_replica_resumed_while_its_command_runs(run: Run, node: Node) -> None:
     ],
     ids=["unknown", "never quiet", "resumed", "does not come up"],
 )
-def test_what_cannot_go_on_is_told(
+def test_a_collection_that_cannot_go_on_is_reported(
     run: Run,
     node: Node,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +161,7 @@ def test_what_cannot_go_on_is_told(
 
 
 def test_a_pause_is_listed(run: Run, node: Node) -> None:
-    """State and reason in the table say that a replica is paused, by whom and why."""
+    """State and reason in the table say that a replica is paused, with the user and the reason."""
     result = run("replica", "pause", "main", "a", "--reason", "its disk", "--json")
     assert (result.exit_code, json.loads(result.stdout)["replicas"][0]["paused"]["quiet"]) == (0, True)
     node.upstreams["main"].notices = ["it is paused for long"]

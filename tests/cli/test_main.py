@@ -97,7 +97,7 @@ class _Nowhere:
     url = "http://127.0.0.1:1"
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     """`--version` prints the release."""
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"registry-proxy {version('registry-proxy')}\n")

@@ -77,7 +77,7 @@ def test_a_policy_goes_round_by_a_file(run: Run, file: Path) -> None:
     assert (run("access", "diff", "-", stdin=exported.stdout)).exit_code == 0
 
 
-def test_a_difference_is_told_line_by_line(run: Run, file: Path) -> None:
+def test_a_difference_is_printed_line_by_line(run: Run, file: Path) -> None:
     """`diff` ends with 1 and lists added, removed and changed entries; it and a dry run change nothing."""
     run("group", "add", "dev", "--member", "admin")
     run("group", "add", "old")
@@ -140,7 +140,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "faults"), BAD.items(), ids=range(len(BAD)))
-def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
+def test_a_fault_is_reported_with_its_line_and_changes_nothing(
     run: Run, file: Path, text: str, faults: list[str]
 ) -> None:
     """The error has file, line, key and the expected value, for every fault at once; the policy stays."""
@@ -155,7 +155,7 @@ def test_what_is_wrong_is_told_with_its_line_and_changes_nothing(
     assert run("access", "export").stdout == before
 
 
-def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(run: Run, tmp_path: Path) -> None:
     """The error names the file and the cause; wrong usage is 2."""
     result = run("access", "apply", str(tmp_path / "none.yaml"))
     assert (result.exit_code, "none.yaml cannot be read: No such file" in result.stderr) == (1, True)
@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_read_is_told(run: Run, tmp_path: Path) -> None:
     assert run("access", "apply").exit_code == 2
 
 
-def test_an_owner_is_told_what_is_not_his_to_give(
+def test_an_owner_is_refused_a_grant_outside(
     run: Run, environment: pytest.MonkeyPatch, listener: tuple[str, Node]
 ) -> None:
     """The owner of a namespace makes grants inside with the same command; the refusal of others names the namespace."""

@@ -161,7 +161,7 @@ def _answer_prompts(controller: int, answers: list[str]) -> str:
             os.write(controller, f"{answers.pop(0)}\n".encode())
 
 
-def test_wrong_input_of_a_subscription_is_told(run: Run, tmp_path: Path) -> None:
+def test_wrong_input_of_a_subscription_is_reported(run: Run, tmp_path: Path) -> None:
     """The fault and its field are named, nothing is made, and no part of a secret or header is shown."""
     file = tmp_path / "file"
     file.write_text(f"{SECRETS[0]}\n")

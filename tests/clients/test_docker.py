@@ -74,7 +74,7 @@ def test_a_layer_known_to_another_repository_is_mounted(docker: Docker, proxy: P
     docker.run("pull", second)
 
 
-def test_a_wrong_password_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
+def test_a_wrong_password_is_reported_at_once(docker: Docker, proxy: Proxy) -> None:
     """Docker login with a wrong password fails with a clear message."""
     proxy.add_user("ann")
     refused = docker.login(proxy.host, "ann", "wrong", check=False)
@@ -82,7 +82,7 @@ def test_a_wrong_password_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
     assert "unauthorized" in refused.stdout, refused.stdout
 
 
-def test_a_missing_right_is_told_at_once(docker: Docker, proxy: Proxy) -> None:
+def test_a_missing_right_is_reported_at_once(docker: Docker, proxy: Proxy) -> None:
     """A push and a pull without the right end with docker's "denied", without its 50 seconds of retries."""
     proxy.add_user("ann", pull_push=["team/**"])
     name = f"{proxy.host}/other/app:1"

@@ -94,7 +94,7 @@ def test_a_replica_that_is_ourselves(tmp_path: Path, listen: str, url: str, fine
     assert fine or "our own" in found[0]
 
 
-def test_replicas_are_told_apart(tmp_path: Path) -> None:
+def test_replicas_are_distinct(tmp_path: Path) -> None:
     """Two replicas of an upstream with one name or one URL are a fault; two upstreams may use one name."""
     twice = replicas({"url": "http://127.0.0.1:5001"}, {"url": "http://127.0.0.1:5001"})
     assert "expected a name of its own" in faults(tmp_path, upstreams=twice)[0]

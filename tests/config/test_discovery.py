@@ -152,7 +152,7 @@ class EnoughError(Exception):
     """Ends a wait for a change that never comes."""
 
 
-async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
+async def test_a_refused_answer_is_reported_again_later_and_a_new_one_at_once(
     answers: Answers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A refused answer is no news at each look-up; nor is the answer to other, refused settings."""
@@ -185,7 +185,7 @@ async def test_what_was_refused_is_told_again_later_and_what_is_new_at_once(
         assert not await is_reported()
         answers["a.test", "A"] = ["127.0.0.3"]
         assert await is_reported()
-        assert not await is_reported(), "as before, and just told"
+        assert not await is_reported(), "as before, and just reported"
         answers["a.test", "A"] = ["127.0.0.4"]
         assert await is_reported()
         monkeypatch.setattr(found, "_told_again_at", 0.0)

@@ -181,7 +181,7 @@ def test_a_variable_with_wrong_underscores_is_a_fault(tmp_path: Path, name: str,
         load_settings(str(file), {f"REGISTRY_PROXY_{name}": "1", "REGISTRY_PROXY__WORKERS": "many"})
     faults = str(refusal.value).splitlines()
     assert f"REGISTRY_PROXY_{name}: unknown variable; {expected}" in faults
-    assert len(faults) == 2, "the other fault is told as well"
+    assert len(faults) == 2, "the other fault is reported as well"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ async def test_a_list_that_cannot_be_whole_is_503(public: PublicBench) -> None:
 
 
 @pytest.mark.parametrize("subject", [None, SUBJECT])
-async def test_a_push_is_told_what_its_manifest_refers_to(public: PublicBench, subject: Digest | None) -> None:
+async def test_a_push_names_the_subject_of_its_manifest(public: PublicBench, subject: Digest | None) -> None:
     """OCI-Subject says that the list of referrers has the manifest, and that the client need not keep one."""
     public.push.manifest_subject = subject
     public.allow("push")

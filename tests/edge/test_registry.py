@@ -232,7 +232,7 @@ async def test_not_modified_only_after_authorization(public: PublicBench) -> Non
         assert response.status == 404
 
 
-async def test_unknown_and_unavailable_are_told_apart(public: PublicBench) -> None:
+async def test_unknown_and_unavailable_are_distinct(public: PublicBench) -> None:
     """An absent object is 404 with the spec's code; one whose absence is uncertain is 503 with Retry-After."""
     public.allow("pull")
     for path, code in ((f"blobs/{D}", "BLOB_UNKNOWN"), ("manifests/x", "MANIFEST_UNKNOWN")):

@@ -255,7 +255,7 @@ async def test_drain_lets_a_running_upload_end(tmp_path: Path) -> None:
             each.close()
 
 
-async def test_a_connection_at_rest_is_told_that_its_next_answer_is_the_last(tmp_path: Path) -> None:
+async def test_a_connection_at_rest_gets_a_last_answer_that_says_so(tmp_path: Path) -> None:
     """A request on a kept connection after the drain began is answered with Connection: close."""
     async with PublicBench(tmp_path).serving() as public:
         reader, writer = await asyncio.open_connection("127.0.0.1", public.port)

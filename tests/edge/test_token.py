@@ -143,7 +143,7 @@ async def test_an_id_token_by_post(ci: PublicBench) -> None:
     assert (response.status, "refresh_token" in body) == (200, False)
 
 
-async def test_why_an_id_token_is_refused_is_told(ci: PublicBench) -> None:
+async def test_the_reason_why_an_id_token_is_refused_is_given(ci: PublicBench) -> None:
     """The reason is in the 401 to the job, and in the audit log."""
     status, body, _ = await ask(ci, auth={"Authorization": "Bearer bad"})
     assert (status, body["errors"][0]["message"]) == (401, "the ID token is refused: it has expired")
@@ -161,7 +161,7 @@ async def test_an_issuer_that_is_away_is_a_503_that_says_so(ci: PublicBench) -> 
     assert (event.outcome, event.rule) == ("failed", "the keys of https://ci.example.com cannot be fetched")
 
 
-async def test_too_many_logins_are_told_to_wait(public: PublicBench) -> None:
+async def test_too_many_logins_must_wait(public: PublicBench) -> None:
     """Too many logins get 429 with Retry-After."""
     public.control.is_limited = True
     status, body, headers = await ask(public)

@@ -128,7 +128,7 @@ async def test_an_entry_for_one_subscription_reaches_no_other(bench: Bench) -> N
     assert Delivery.of(record.value).is_replay
 
 
-async def test_a_loss_of_the_store_is_told_once_to_each_subscription(bench: Bench) -> None:
+async def test_a_loss_of_the_store_is_reported_once_to_each_subscription(bench: Bench) -> None:
     """Every enabled subscription gets one gap for a loss."""
     await bench.subscribe("a")
     await bench.subscribe("b")

@@ -37,7 +37,7 @@ def test_a_duplicate_does_not_keep_a_lock_that_was_released(tmp_path: Path) -> N
     os.close(duplicate)
 
 
-def test_a_file_that_another_one_has_the_name_of_is_told(tmp_path: Path) -> None:
+def test_a_file_that_lost_its_name_is_reported(tmp_path: Path) -> None:
     """A lock on a file that lost its name, or whose name another file has now, is reported as invalid."""
     path = str(tmp_path / "lock")
     fd = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)

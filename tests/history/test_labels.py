@@ -95,7 +95,7 @@ async def test_a_large_configuration_is_not_even_fetched(bench: Bench) -> None:
     assert await read_labels(bench.pull, APP, add(bench, {"config": missing, "layers": []})) == ImageLabels()
 
 
-async def test_an_absent_manifest_is_told_from_an_unknown_one(bench: Bench) -> None:
+async def test_an_absent_manifest_is_distinct_from_an_unknown_one(bench: Bench) -> None:
     """An absent manifest is a 404; an unknown one proves nothing about the repository."""
     with pytest.raises(RegistryError) as refused:
         await read_labels(bench.pull, APP, digest_of(b"absent"))

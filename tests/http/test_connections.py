@@ -27,13 +27,13 @@ class Connection:
     has_ended: bool = False
     leave: list[Callable[[], None]] = field(default_factory=list)
 
-    def is_late(self, now: float, patience: Patience) -> bool:  # noqa: ARG002 - it is told
+    def is_late(self, now: float, patience: Patience) -> bool:  # noqa: ARG002 - a test sets it
         return self.late_seconds > patience.body
 
-    def rests(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - it is told
+    def rests(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - a test sets it
         return self.rests_seconds > seconds
 
-    def stalls(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - it is told
+    def stalls(self, now: float, seconds: float) -> bool:  # noqa: ARG002 - a test sets it
         return self.stalls_seconds > seconds
 
     def abort(self) -> None:

@@ -10,7 +10,7 @@ from registry_proxy.node import disk_watch
 from registry_proxy.node.disk_watch import DiskWatch
 
 
-async def test_silence_and_its_end_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_and_its_end_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that hangs makes the disk silent until calls return again. A call that fails is an answer."""
     answers = threading.Event()
 

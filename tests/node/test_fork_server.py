@@ -209,7 +209,7 @@ def test_a_renewal_takes_no_copy_from_who_waits_for_one(start: Start) -> None:
     asyncio.run(asyncio.wait_for(scenario(), PATIENCE_SECONDS))
 
 
-def test_it_waits_for_its_copies_whoever_started_it(start: Start) -> None:
+def test_it_waits_for_its_copies_whatever_process_started_it(start: Start) -> None:
     """Started by a process that ignores the end of children, it still gets the exit status of copies."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 

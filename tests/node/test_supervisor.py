@@ -198,7 +198,7 @@ def test_a_killed_worker_is_replaced_while_connections_wait(service: StartServic
     psutil.Process(first).kill()
     assert int(running.ask("pid")) != first
     assert int(running.ask("pid", running.admin_port)) != first, "slot 0 has the admin listener again"
-    wait_until(lambda: f"worker 0 (process {first}) killed by signal 9" in running.text(), "told in the log")
+    wait_until(lambda: f"worker 0 (process {first}) killed by signal 9" in running.text(), "reported in the log")
 
 
 def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
@@ -209,7 +209,7 @@ def test_a_hung_worker_is_killed_and_replaced(service: StartService) -> None:
     wait_until(lambda: not runs(workers[0]), "killed")
     wait_until(lambda: len(running.workers()) == 2, "replaced")
     assert workers[1].is_running()
-    wait_until(lambda: "is silent" in running.text(), "told in the log")
+    wait_until(lambda: "is silent" in running.text(), "reported in the log")
     for _ in range(20):
         assert running.ask("pid")
 
@@ -276,7 +276,7 @@ def test_a_worker_that_does_not_drain_is_killed(service: StartService) -> None:
         ("dying/", "the node cannot be prepared: killed by signal 9"),
     ],
 )
-def test_what_keeps_it_from_starting_is_told(service: StartService, behaviour: str, reason: str) -> None:
+def test_a_failed_start_is_reported(service: StartService, behaviour: str, reason: str) -> None:
     """A first start that fails ends with status 1 and the reason, without a traceback, and leaves no process."""
     failing = service(behaviour, workers=2, silence=1 if behaviour == "never-ready/" else 20).start()
     assert failing.wait() == 1
@@ -306,7 +306,7 @@ def test_a_cache_belongs_to_one_service(service: StartService) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_taken_port_is_told_with_its_holder(service: StartService, own: bool) -> None:  # noqa: FBT001
+def test_a_taken_port_is_reported_with_its_holder(service: StartService, own: bool) -> None:  # noqa: FBT001
     """A port in use by another process, or another service of ours, gives status 1 and the name of its holder."""
     with ExitStack() as stack:
         taken = service(name="other", workers=2)
@@ -371,7 +371,7 @@ def test_an_address_of_another_machine_is_refused(service: StartService) -> None
     assert "Traceback" not in failing.text()
 
 
-def test_a_cache_that_cannot_be_made_is_told(service: StartService, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_is_reported(service: StartService, tmp_path: Path) -> None:
     """A cache path below a file gives status 1 and a sentence."""
     (tmp_path / "file").write_text("")
     failing = service()

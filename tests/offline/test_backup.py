@@ -146,7 +146,7 @@ def test_a_backup_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> N
     assert json.loads(before.splitlines()[0])["version"] == 1
 
 
-async def test_a_backup_goes_over_a_file_only_when_told_so(tmp_path: Path) -> None:
+async def test_a_backup_goes_over_a_file_only_by_option(tmp_path: Path) -> None:
     """An existing file stays without --replace; a path that cannot be written is named as given."""
     path = tmp_path / "backup"
     path.write_text("of yesterday")

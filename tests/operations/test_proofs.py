@@ -19,7 +19,7 @@ from registry_proxy.protocol.descriptor import (
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, digest_of
 from tests.support.fakes.images import Parts, image, index
-from tests.support.fakes.memory import MemoryCache, MemoryHoldings, MemoryReader, ToldSeparation, holdings_of
+from tests.support.fakes.memory import MemoryCache, MemoryHoldings, MemoryReader, ScriptedSeparation, holdings_of
 from tests.support.refusal import refused
 
 BLOB, MANIFEST = ContentKind.BLOB, ContentKind.MANIFEST
@@ -32,7 +32,7 @@ class Table:
 
     def __init__(self, *mixed: ContentKind, recorded: tuple[Digest, ...] = ()) -> None:
         self.reader, self.cache, self.holdings = MemoryReader(), MemoryCache(), MemoryHoldings()
-        self.separation = ToldSeparation(set(mixed))
+        self.separation = ScriptedSeparation(set(mixed))
         self.proofs: HoldingProofs = holdings_of(self.reader, self.holdings, self.cache, self.separation, recorded)
 
     def add(self, parts: Parts, tag: str | None = None) -> None:
@@ -120,7 +120,7 @@ async def test_a_push_proves_a_blob_until_it_is_deleted(table: Table) -> None:
     assert not await table.holds(LAYER)
 
 
-async def test_an_old_membership_is_proved_anew_and_stands_when_nobody_answers(table: Table) -> None:
+async def test_an_old_membership_is_proved_again_and_stands_when_nobody_answers(table: Table) -> None:
     """A blob that no manifest names any more is forgotten; without replicas it stays as it was."""
     table.holdings.remember(APP, BLOB, Descriptor(BLOB_MEDIA_TYPE, LAYER, 5))
     assert await table.holds(LAYER)
@@ -173,7 +173,7 @@ async def test_a_manifest_of_an_old_kind_names_nothing(table: Table) -> None:
     assert not await table.holds(LAYER)
 
 
-class Dying(ToldSeparation):
+class Dying(ScriptedSeparation):
     """A separation whose replicas are down for the first ``failures`` questions."""
 
     failures = 1

@@ -475,7 +475,7 @@ async def test_a_mount_is_made_at_every_replica(setting: Bench) -> None:
     assert setting.holdings.find(ROUTED, ContentKind.BLOB, DIGEST) is not None
 
 
-async def test_a_mount_heals_a_replica_that_lacks_the_source(setting: Bench) -> None:
+async def test_a_mount_heals_a_replica_that_misses_the_source(setting: Bench) -> None:
     """A replica that answers 202 gets the bytes from the cache, as the other one confirmed the source."""
     setting.a.add_blob("base", LAYER)
     setting.cache.add(LAYER)

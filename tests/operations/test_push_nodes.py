@@ -218,7 +218,7 @@ async def test_without_any_session_the_upload_is_unknown(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("last", [b"", b"tail"])
-async def test_a_wrong_digest_is_refused_by_whoever_knows(nodes: Nodes, last: bytes) -> None:
+async def test_a_wrong_digest_is_refused_by_node_or_replicas(nodes: Nodes, last: bytes) -> None:
     """A wrong digest is refused here where the Location has the hash, else by the replicas; nothing is stored."""
     at = await nodes.one.append(await nodes.one.start(), LAYER)
     error = await refused(nodes.two.commit(at, last, digest_of(b"other")))

@@ -216,7 +216,7 @@ def describe_of(body: bytes) -> Referrer:
     return describe_referrer(Manifest(Descriptor(OCI_MANIFEST, digest_of(body), len(body)), body))
 
 
-async def test_a_referrer_that_one_replica_lacks_is_sent_to_it(setting: Bench) -> None:
+async def test_a_referrer_that_one_replica_misses_is_sent_to_it(setting: Bench) -> None:
     """A referrer with a layer pushed to one replica alone, past the proxy, is at both after the next push."""
     bodies = []
     for replica, word in ((setting.a, b"one"), (setting.b, b"two")):
@@ -240,7 +240,7 @@ async def test_a_referrer_deleted_past_us_keeps_no_other_from_being_listed(setti
     assert set(await listed(setting)) == tagged(setting.a) == tagged(setting.b) == {stays, last}
 
 
-async def test_a_list_that_might_lack_something_is_an_error(setting: Bench) -> None:
+async def test_a_list_that_might_miss_something_is_an_error(setting: Bench) -> None:
     """Neither a client nor a push gets an empty list because a replica does not answer."""
     setting.replicas.down.add("b")
     setting.b.is_down = True

@@ -182,7 +182,7 @@ async def test_one_platform_of_an_index_is_warmed(bench: Bench) -> None:
     assert (progress.is_done, "linux/mips" in progress.error) == (True, True)
 
 
-async def test_what_cannot_be_warmed_is_told(bench: Bench) -> None:
+async def test_a_failure_to_warm_is_reported(bench: Bench) -> None:
     """With an unknown tag, an upstream that is away or a full cache the progress ends with the reason."""
     warmer = Warmer(bench.pull, bench.find_referrers)
     unknown, away, full = WarmProgress(""), WarmProgress(""), WarmProgress("")

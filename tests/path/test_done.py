@@ -380,7 +380,7 @@ def test_a_blob_named_by_sha512_is_pushed_and_pulled(proxy: Proxy) -> None:
         ({"store": "redis://127.0.0.1:1/0"}, "long enough to be one", "Redis at 127.0.0.1:1 cannot be used"),
     ],
 )
-def test_what_keeps_it_from_starting_is_told_without_a_traceback(
+def test_a_failed_start_is_reported_without_a_traceback(
     tmp_path: Path, copies: Copies, extra: dict[str, str], password: str, text: str
 ) -> None:
     """A password that is too short and a store that is away are named; no message calls it a defect."""

@@ -40,7 +40,7 @@ def reads(registries: list[Server]) -> int:
 
 
 @pytest.mark.parametrize("storage", ["independent", "shared"])
-def test_pages_of_a_long_list_come_from_few_readings_and_lack_no_write(
+def test_pages_of_a_long_list_come_from_few_readings_and_miss_no_write(
     start_registry: StartRegistry, start_proxy: StartProxy, redis: Server, storage: str
 ) -> None:
     """A walk reads the list less often than once a page; a push and both deletes through another node show at once."""

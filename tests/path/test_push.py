@@ -106,7 +106,9 @@ def test_the_status_of_an_upload_is_true_after_losses(registries: list[Server], 
     assert head(second, f"blobs/{digest_of(layer)}").status_code == 200
 
 
-def test_a_quorum_that_is_known_to_be_missing_is_told_first(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_a_quorum_that_is_known_to_be_missing_is_reported_first(
+    registries: list[Server], start_proxy: StartProxy
+) -> None:
     """POST and manifest get 503 with Retry-After, and the registry that is up receives no request."""
     first, second = registries
     proxy = start(start_proxy, registries, 2)

@@ -38,7 +38,7 @@ def test_ports_that_are_taken_can_be_moved() -> None:
     assert all(f"`{name}=" in readme for name in environment)
 
 
-def test_a_registry_that_ends_by_itself_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_registry_that_ends_by_itself_is_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The message has number, exit status, log and a command to restart it; a stopped registry ends in silence."""
     is_stopping = threading.Event()
     registry = run.Registry(2, subprocess.Popen(["sleep", "60"], text=True), "start it", tmp_path / "log")

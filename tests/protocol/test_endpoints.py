@@ -207,7 +207,7 @@ def test_what_is_no_endpoint_is_unknown(path: str) -> None:
     [("PUT", "/v2/", "GET, HEAD"), ("HEAD", "/v2/a/tags/list", "GET"), ("GET", "/v2/a/blobs/uploads/", "POST"),
      ("POST", "/v2/a/manifests/b", "GET, HEAD, PUT, DELETE"), ("get", "/v2/_catalog", "GET")],
 )  # fmt: skip
-def test_a_method_that_the_endpoint_lacks(method: str, path: str, allowed: str) -> None:
+def test_a_method_that_the_endpoint_does_not_have(method: str, path: str, allowed: str) -> None:
     """A wrong method is a 405 with the right ones."""
     with pytest.raises(RegistryError) as caught:
         parse_request(method, path, "")

@@ -90,7 +90,7 @@ async def test_an_older_state_is_known_by_a_late_write(setting: Bench, inspectio
     assert not marks.has_tombstone("a", ROUTED, gone.digest)
 
 
-async def test_an_emptied_storage_is_told_from_an_older_one(setting: Bench, inspection: Inspection) -> None:
+async def test_an_emptied_storage_is_distinct_from_an_older_one(setting: Bench, inspection: Inspection) -> None:
     """Without a repository it was wiped. The last replica stays on the roster: nothing else could replace it."""
     await push(setting, b"1", LATEST)
     for replica in (setting.a, setting.b):
@@ -125,7 +125,7 @@ async def test_what_a_replica_does_not_answer_for_hides_nothing_else(
     assert list(await doubts(setting, inspection)) == ["b"]
 
 
-async def test_a_sentinel_that_somebody_deleted_is_left_anew(setting: Bench, inspection: Inspection) -> None:
+async def test_a_sentinel_that_somebody_deleted_is_left_again(setting: Bench, inspection: Inspection) -> None:
     """A replica with everything that it confirmed and no sentinel gets a new sentinel, and is not doubted."""
     await push(setting, b"1", LATEST)
     del setting.a.tags[SENTINELS, SENTINEL_TAG]

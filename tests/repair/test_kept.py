@@ -39,7 +39,7 @@ async def push_without_b(setting: Bench) -> set[Digest]:
     return {app.digest, *map(digest_of, app.blobs)}
 
 
-async def test_a_copy_that_is_gone_is_told_until_nobody_misses_it(
+async def test_a_copy_that_is_gone_is_reported_until_nobody_misses_it(
     setting: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loss is counted, and logged once with the holder and the replica that misses it, until nothing misses it."""

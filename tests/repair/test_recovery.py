@@ -136,9 +136,7 @@ async def test_a_comparison_does_not_answer_for_a_loss_that_came_after_it_began(
 
 
 @pytest.mark.parametrize("storage", ["older", "empty"])
-async def test_a_storage_from_before_the_loss_is_told_from_what_its_replica_is_now(
-    setting: Bench, storage: str
-) -> None:
+async def test_a_storage_from_before_the_loss_is_distinct_from_its_replica_now(setting: Bench, storage: str) -> None:
     """No record contradicts the older storage, but each replica got a new sentinel."""
     await Inspection(
         store=setting.under_test.store, journal=setting.under_test.journal, recorded=["main"]

@@ -257,7 +257,7 @@ async def test_a_push_that_comes_between_wins(setting: Bench, workshop: Workshop
     assert same(setting)
 
 
-async def test_what_fails_is_told_and_tried_again(setting: Bench, workshop: Workshop) -> None:
+async def test_a_failure_is_reported_and_tried_again(setting: Bench, workshop: Workshop) -> None:
     """A key that cannot be repaired delays no other, and stays open until it can be."""
     setting.replicas.down.add("b")
     await push(setting, image(b"1"), "latest")

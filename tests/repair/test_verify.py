@@ -145,7 +145,7 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
     put_past(setting.b, image(b"2"), "b")
     await compare(setting, repair=True)
     workshop = Workshop(setting)
-    workshop.repairer._copies.readers["main"] = setting.b  # type: ignore[index]  # what a lacks is at b
+    workshop.repairer._copies.readers["main"] = setting.b  # type: ignore[index]  # b has the contents that a misses
     setting.replicas.down.clear()
     assert await workshop.repairer.repair(setting.a)
     workshop.repairer._copies.readers["main"] = setting.a  # type: ignore[index]  # and the other way round
@@ -154,7 +154,7 @@ async def test_nothing_is_deleted(setting: Bench) -> None:
     assert len(setting.a.tags) == 2
 
 
-async def test_what_is_lost_is_told(setting: Bench) -> None:
+async def test_lost_contents_are_reported(setting: Bench) -> None:
     """A recorded content that no replica has is reported once with manifest and tag, and not entered for repair."""
     gone = await push(setting, image(b"1"), "latest")
     for replica in (setting.a, setting.b):

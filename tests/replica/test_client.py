@@ -96,7 +96,7 @@ async def test_a_real_registry_takes_and_gives_everything(start_registry: StartR
         await client.probe()
 
 
-async def test_what_a_real_registry_does_not_have_is_told_by_its_code(start_registry: StartRegistry) -> None:
+async def test_an_object_absent_from_a_real_registry_has_its_code(start_registry: StartRegistry) -> None:
     """HEAD and GET of an absent object raise the spec's 404 codes, with a detail."""
     registry = start_registry()
     absent = digest_of(b"absent")
@@ -420,7 +420,7 @@ async def test_a_status_that_is_no_answer_is_a_failure(status: int) -> None:
             assert failed.value.outcome == "5xx"
 
 
-async def test_nobody_listening_is_told_as_connect() -> None:
+async def test_nobody_listening_has_the_outcome_connect() -> None:
     """A refused connection is a failure with the outcome connect."""
     registry = FakeRegistry()
     await registry.start()

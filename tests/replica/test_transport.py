@@ -97,7 +97,7 @@ async def test_what_is_written_is_not_redirected() -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404, 503])
-async def test_what_the_storage_lacks_is_not_absent(status: int) -> None:
+async def test_an_object_missing_in_the_storage_is_not_absent(status: int) -> None:
     """The registry has confirmed the content: an error of its storage is a failure, never a 404 of ours."""
     async with FakeRegistry() as registry, FakeRegistry() as storage, open_client(registry.url) as client:
         registry.inject(Fault(redirect_to=storage.url))
@@ -153,7 +153,7 @@ async def test_a_private_authority_is_trusted_by_its_file(certificate: tuple[ssl
     assert refused.value.outcome == "connect"
 
 
-async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ssl.SSLContext, Path]) -> None:
+async def test_the_reason_of_a_failed_connection_is_in_words(certificate: tuple[ssl.SSLContext, Path]) -> None:
     """The reason is that of the operating system or DNS, and for a certificate it names the certificate."""
     async with FakeRegistry(tls=certificate[0]) as registry:
         reasons = {
@@ -176,7 +176,7 @@ async def test_why_there_is_no_connection_is_told_in_words(certificate: tuple[ss
             raise failed
 
 
-def test_what_this_machine_lacks_is_no_fault_of_the_replica() -> None:
+def test_a_shortage_of_this_machine_is_no_fault_of_the_replica() -> None:
     """Without a descriptor or port left no connection is made: that proves nothing about the replica."""
     key = aiohttp.client_reqrep.ConnectionKey(
         "a", 1, is_ssl=False, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None

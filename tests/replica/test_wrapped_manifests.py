@@ -95,7 +95,7 @@ async def test_a_tag_is_deleted_alone(start_registry: StartRegistry) -> None:
         assert await client.fetch_manifest(REPOSITORY, manifest.descriptor.digest) == manifest
 
 
-async def test_a_missing_part_is_told_as_of_the_manifest(start_registry: StartRegistry) -> None:
+async def test_a_missing_part_is_reported_as_of_the_manifest(start_registry: StartRegistry) -> None:
     """A manifest whose blobs the registry misses is refused with that reason, and nothing of it is stored."""
     async with open_client(start_registry().url, may_wrap=True) as client:
         with pytest.raises(RegistryError) as error:

@@ -142,7 +142,7 @@ async def test_deletes_and_pushes_of_a_tag_take_turns(setting: Bench) -> None:
     assert await setting.under_test.intents() == {}
 
 
-async def test_whoever_asked_during_the_delete_of_a_tag_asks_again(setting: Bench) -> None:
+async def test_a_caller_that_asked_during_the_delete_of_a_tag_asks_again(setting: Bench) -> None:
     """The record of the tag changes before a replica is touched and again before the answer."""
     app = await push(setting, image(b"1"), LATEST)
     setting.a.tags[REPOSITORY, "past"] = setting.b.tags[REPOSITORY, "past"] = app.digest

@@ -73,8 +73,8 @@ async def test_a_write_of_our_own_is_no_move(setting: Bench) -> None:
 async def test_a_refused_push_leaves_no_move(setting: Bench) -> None:
     """A push that every replica refuses is taken back with its move, and the next move follows on the one before."""
     first = await push(setting, image(b"one"))
-    lacking = image(b"not pushed")
-    await refused(setting.under_test.put(LATEST, lacking.manifest, lacking.media_type, actor=ANN))
+    incomplete = image(b"not pushed")
+    await refused(setting.under_test.put(LATEST, incomplete.manifest, incomplete.media_type, actor=ANN))
     assert await shape(setting) == [("push", first, None)]
     second = await push(setting, image(b"two"))
     assert await shape(setting) == [("push", second, first), ("push", first, None)]

@@ -28,7 +28,7 @@ class Changes:
     async def check(self) -> None: ...
 
 
-def test_writes_are_told_by_repository() -> None:
+def test_writes_are_known_by_repository() -> None:
     """A list may miss the writes to its own repository since then, and no others."""
     writes = RecentWrites(Changes())
     writes.note([APP])

@@ -14,7 +14,7 @@ from registry_proxy.protocol.reference import Tag, digest_of
 from registry_proxy.replica.failure import AccessRefusedError
 from registry_proxy.upstream.failover import FailoverReader
 from tests.support.fakes.registry import FakeRegistry, Fault, Recorded
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_replicas
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_client, open_replicas
 
 ANN = ("ann", "secret-of-ann")
 CREDENTIALS: dict[str, Any] = {"username": ANN[0], "password": ANN[1]}
@@ -121,7 +121,7 @@ async def test_a_placeholder_scope_says_nothing_of_the_replica(
         registry.inject(Fault(f"^/v2/{REPOSITORY}", status=401, headers={"WWW-Authenticate": own}, times=1))
         async with open_replicas([registry.url], **credentials) as replicas:
             assert replicas.status()[0].state is ReplicaState.UP
-            found = await FailoverReader(replicas, ToldMarks(), 0).resolve_tag(REPOSITORY, Tag("1"))
+            found = await FailoverReader(replicas, ScriptedMarks(), 0).resolve_tag(REPOSITORY, Tag("1"))
             assert found.digest == digest_of(BODY)
 
 

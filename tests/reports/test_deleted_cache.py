@@ -100,7 +100,7 @@ def test_what_an_older_release_kept_inside_is_moved(tmp_path: Path, make: Callab
     assert (cache / "schema").read_text() == "2\n"
 
 
-def test_a_place_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     """Where nothing can lie beside the cache, the start names the directory to make, and nothing is lost."""
     cache = tmp_path / "cache"
     _whole(cache)
@@ -116,7 +116,7 @@ def pinned_bytes(proxy: Proxy) -> float:
     return proxy.metric("registry_proxy_cache_bytes", state="pinned")
 
 
-def test_what_is_pinned_is_told_at_every_scrape(start_proxy: StartProxy, registries: list[Server]) -> None:
+def test_pinned_bytes_are_reported_at_every_scrape(start_proxy: StartProxy, registries: list[Server]) -> None:
     """While a replica misses a push the gauge has its bytes: immediately, after a reload, and after a crash."""
     proxy = start_proxy(registries, {"workers": 2})
     ann = proxy.add_user("ann", pull_push=["team/**"])

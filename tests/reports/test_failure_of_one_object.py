@@ -19,7 +19,7 @@ from registry_proxy.replica.failure import BadUpstreamError, ReplicaFailedError
 from registry_proxy.upstream.failover import FailoverReader
 from tests.support.fakes.malice import Malice, answer, challenge
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import PATIENT, REPOSITORY, ToldMarks, open_client, open_replicas
+from tests.support.fakes.upstream import PATIENT, REPOSITORY, ScriptedMarks, open_client, open_replicas
 from tests.support.servers import free_port
 from tests.support.waiting import until
 
@@ -73,7 +73,7 @@ async def scene(kind: str) -> AsyncIterator[tuple[FailoverReader, Callable[[], R
     with serving(answers) as url:
         async with open_replicas([url]) as replicas:
             here[0] = url
-            reader = FailoverReader(replicas, ToldMarks(), 0)
+            reader = FailoverReader(replicas, ScriptedMarks(), 0)
             yield reader, lambda: replicas.status()[0].state, lambda: replicas.is_writable("a")
 
 
@@ -107,7 +107,7 @@ async def test_silence_behind_a_registry_is_not_its_own(where: str, monkeypatch:
         away = Fault(str(BROKEN), status=401, headers=demand)
         registry.inject(away if where == "token service" else Fault(str(BROKEN), redirect_to=behind.url))
         async with open_replicas([registry.url], timeouts=HASTY_HEADERS) as replicas:
-            reader = FailoverReader(replicas, ToldMarks(), 0)
+            reader = FailoverReader(replicas, ScriptedMarks(), 0)
             with pytest.raises(UpstreamUnavailableError):
                 async with reader.open_blob(BROKEN, digest) as stream:
                     [chunk async for chunk in stream]
@@ -118,7 +118,7 @@ async def test_a_replica_that_is_gone_is_down_at_once() -> None:
     """A connection that nobody accepts is the replica's own failure."""
     async with FakeRegistry() as registry, open_replicas([registry.url]) as replicas:
         registry.add_manifest(REPOSITORY, BODY, "1")
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
         await reader.resolve_tag(REPOSITORY, Tag("1"))
         await registry.stop()
         with pytest.raises(UpstreamUnavailableError):

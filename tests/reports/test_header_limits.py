@@ -134,7 +134,7 @@ async def test_an_id_token_of_many_kilobytes_logs_in(bench: PublicBench, tmp_pat
     ("path", "field", "status", "word"),
     [("/auth/token?scope=" + "a" * 131_072, "a", 414, "URL"), ("/v2/", "a" * 16_385, 431, "header field")],
 )
-async def test_what_is_still_too_long_is_told(
+async def test_a_header_that_is_still_too_long_is_reported(
     bench: PublicBench, path: str, field: str, status: int, word: str
 ) -> None:
     """The answer names the part and its limit, in the form of errors, and the connection ends."""
@@ -144,7 +144,7 @@ async def test_what_is_still_too_long_is_told(
     assert f"a {word} of the request is longer than {error['detail']['limit']} bytes" in error["message"]
 
 
-async def test_too_many_fields_are_told_so(bench: PublicBench) -> None:
+async def test_too_many_fields_are_refused_with_the_number(bench: PublicBench) -> None:
     """The answer is a 431 with the limit; as many fields as that are no fault."""
     answers = []
     for count in (60, 70):

@@ -244,7 +244,7 @@ async def test_a_newcomer_waits_where_much_cannot_be_known(setting: Bench) -> No
     assert setting.b.tags[REPOSITORY, "app"] == app.digest
 
 
-async def test_lost_is_told_once_counted_and_dismissed(setting: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_loss_is_reported_once_counted_and_dismissed(setting: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """After two comparisons the log has one line; a dismissed loss is neither counted nor reported, and still lost."""
     _, _, gone = await push_an_index_with_a_lost_child(setting)
     assert [(await compare(setting)).lost for _ in range(2)] == [1, 1]
@@ -337,7 +337,7 @@ async def test_a_copy_that_a_node_has_pinned_is_not_lost(setting: Bench) -> None
     assert await setting.under_test.intents() == {}
 
 
-async def test_an_older_state_of_a_lost_tag_is_told_by_nobody(setting: Bench) -> None:
+async def test_an_older_state_of_a_lost_tag_is_served_by_nobody(setting: Bench) -> None:
     """The move of a tag is lost with the replica that took it: the other one's older state is not trusted."""
     await push(setting, image(b"old"), "latest")
     setting.replicas.down.add("b")

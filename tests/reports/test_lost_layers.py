@@ -68,7 +68,7 @@ async def test_a_blob_that_nobody_can_send_is_asked_of_the_pusher(setting: Bench
     assert setting.holdings.find(ROUTED, ContentKind.BLOB, layer) is None
 
 
-async def test_a_manifest_that_lacks_nothing_is_refused_in_the_words_of_the_registry(setting: Bench) -> None:
+async def test_a_complete_manifest_is_refused_in_the_words_of_the_registry(setting: Bench) -> None:
     """A refusal for another reason is passed on unchanged, and nothing is sent anywhere."""
     app = image(LAYER)
     for blob in app.blobs:

@@ -19,7 +19,7 @@ from registry_proxy.replica.failure import BadUpstreamError
 from tests.conftest import StartProxy, StartRegistry
 from tests.support.fakes.memory import MemoryReader
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_client, open_reader
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_client, open_reader
 from tests.support.product import make_image, push_directly
 from tests.support.refusal import refused
 from tests.support.servers import wait_until
@@ -129,14 +129,14 @@ async def test_replicas_that_miss_something_make_no_list_alone() -> None:
         a.of("old")
         for name in ("old", "new"):
             b.of(name)
-        async with open_reader([a.url, b.url], marks=ToldMarks(behind={"a"})) as reader:
+        async with open_reader([a.url, b.url], marks=ScriptedMarks(behind={"a"})) as reader:
             assert await reader.list_repositories() == ["new", "old"]
             fault = b.inject(Fault("_catalog", status=500))
-        async with open_reader([a.url, b.url], marks=ToldMarks(behind={"a"})) as reader:
+        async with open_reader([a.url, b.url], marks=ScriptedMarks(behind={"a"})) as reader:
             with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got everything"):
                 await reader.list_repositories()
             b.faults.remove(fault)
-        async with open_reader([a.url, b.url], marks=ToldMarks(behind={"a", "b"})) as reader:
+        async with open_reader([a.url, b.url], marks=ScriptedMarks(behind={"a", "b"})) as reader:
             assert await reader.list_repositories() == ["new", "old"]
 
 

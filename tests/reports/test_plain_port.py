@@ -102,7 +102,7 @@ async def test_a_request_is_served_as_before(port: int, pieces: tuple[bytes, ...
     ],
     ids=["a hello behind a request", "the hello of SSLv2", "the PROXY protocol", "HTTP/2", "SSH", "a long field"],
 )
-async def test_all_else_is_told_in_our_form(
+async def test_all_else_is_answered_in_our_form(
     port: int, pieces: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other bytes get an error in JSON and the end; the log has no traceback, and the answer none of the bytes."""

@@ -20,7 +20,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from tests.conftest import StartProxy
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_reader, open_replicas
 from tests.support.product import make_image
 
 WORDS = "You have reached your pull rate limit. See https://example.org/limits"
@@ -80,7 +80,7 @@ async def test_the_token_endpoint_limits_too() -> None:
         open_replicas([registry.url], username="ann", password="pw") as replicas,
     ):
         registry.inject(limited("^/token"))
-        error = await limit_of(FailoverReader(replicas, ToldMarks(), FOREVER).resolve_tag(REPOSITORY, Tag("1")))
+        error = await limit_of(FailoverReader(replicas, ScriptedMarks(), FOREVER).resolve_tag(REPOSITORY, Tag("1")))
         assert error.words == WORDS
         assert 70 < error.retry_after_seconds <= 77
         await replicas.client("a").probe()
@@ -179,7 +179,7 @@ async def test_it_is_counted_and_shown() -> None:
     observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], observer=observer) as replicas:
         registry.inject(limited())
-        await limit_of(FailoverReader(replicas, ToldMarks(), 0).list_tags(REPOSITORY))
+        await limit_of(FailoverReader(replicas, ScriptedMarks(), 0).list_tags(REPOSITORY))
         [status] = replicas.status()
     assert (status.state, status.reason.partition(",")[0]) == ("up", "it asked us to wait")
     assert observer.count(UpstreamRequest, "main", "a", "GET", "429") == 1

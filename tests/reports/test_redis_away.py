@@ -23,7 +23,9 @@ def in_audit(proxy: Proxy, action: str) -> list[tuple[int, str]]:
     return [(event["detail"]["status"], event.get("rule", "")) for event in events]
 
 
-def test_redis_away_is_told_everywhere(start_proxy: StartProxy, start_registry: StartRegistry, redis: Server) -> None:
+def test_redis_away_is_reported_everywhere(
+    start_proxy: StartProxy, start_registry: StartRegistry, redis: Server
+) -> None:
     """/readyz stays 200 with a warning that has the reason; log and audit hold the 503 that the callers got."""
     proxy = start_proxy([start_registry()], {"store": f"redis://127.0.0.1:{redis.port}/0"})
     ann, image = proxy.add_user("ann", pull_push=["team/**"]), make_image(b"layer")

@@ -25,7 +25,7 @@ from registry_proxy.upstream.failover import FailoverReader
 from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartProxy
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import PATIENT, ToldMarks, open_client, open_replicas
+from tests.support.fakes.upstream import PATIENT, ScriptedMarks, open_client, open_replicas
 from tests.support.product import OCI_MANIFEST, make_image
 from tests.support.waiting import until
 
@@ -95,7 +95,7 @@ async def scene(kind: str) -> AsyncIterator[Scene]:
         headers = {"WWW-Authenticate": challenge} if challenge else {}
         registry.inject(Fault(fault.target, status=fault.status, headers=headers))
         async with open_replicas([registry.url], **(CREDENTIALS if pairs else {})) as replicas:
-            yield Scene(registry, replicas, FailoverReader(replicas, ToldMarks(), 0))
+            yield Scene(registry, replicas, FailoverReader(replicas, ScriptedMarks(), 0))
 
 
 @contextmanager
@@ -132,7 +132,7 @@ async def test_the_others_are_served_beside_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-async def test_its_reason_is_not_told_elsewhere(kind: str) -> None:
+async def test_its_reason_is_not_shown_elsewhere(kind: str) -> None:
     """Neither an error of another repository nor the admin API's state of the replica names a refused repository."""
     async with scene(kind) as one:
         await one.ask_for_the_forbidden()
@@ -202,7 +202,7 @@ async def test_a_password_that_is_refused_everywhere_is_a_state_of_the_replica()
     async with FakeRegistry(basic=ANN) as registry, open_replicas([registry.url], **CREDENTIALS) as replicas:
         registry.add_manifest(FINE, BODY, "1")
         changed = registry.inject(Fault(status=401, headers={"WWW-Authenticate": 'Basic realm="fake"'}))
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
         with pytest.raises(AccessRefusedError):
             await reader.resolve_tag(FINE, Tag("1"))
         await until(lambda: replicas.status()[0].state is ReplicaState.CREDENTIALS_REFUSED)
@@ -239,7 +239,7 @@ async def test_a_broken_object_takes_nothing_else_away(fault: Fault) -> None:
         registry.add_manifest(FINE, b"broken")
         fault.target = str(broken)
         registry.inject(fault)
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
 
         async def ask() -> None:
             with pytest.raises((RegistryError, UpstreamUnavailableError)):

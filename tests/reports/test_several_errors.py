@@ -42,13 +42,13 @@ def test_the_most_telling_error_is_kept(errors: list[tuple[str, object]], code: 
     assert (error.code, error.detail) == (code, detail)
 
 
-def test_a_lacking_layer_beside_a_foreign_one_is_named(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_a_missing_layer_beside_a_foreign_one_is_named(registries: list[Server], start_proxy: StartProxy) -> None:
     """The 400 has the digest of the layer that nobody pushed, not that of the one that lies elsewhere."""
     user = start_proxy(registries).add_user("ann", pull_push=["team/**"])
     plain = make_image(random_bytes(100))
     user.push("team/app", "plain", plain)
     document = json.loads(plain.manifest)
-    foreign, missing = digest_of(b"foreign"), digest_of(b"lacking")
+    foreign, missing = digest_of(b"foreign"), digest_of(b"missing")
     document["layers"] = [
         {"mediaType": FOREIGN, "digest": foreign, "size": 7, "urls": ["https://example.com/layer"]},
         {"mediaType": OCI_LAYER, "digest": missing, "size": 7},

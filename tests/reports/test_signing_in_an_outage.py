@@ -246,4 +246,4 @@ def test_nothing_is_proved_where_others_push_or_the_record_is_not_what_it_was(
     push_directly(second, REPOSITORY, f"{NEVER}.att", make_image(b"past"))
     proxy.start()
     doubt = f"holds main/{REPOSITORY}:{NEVER}.att, which another one does not hold"
-    wait_until(lambda: doubt in proxy.log_text(), "the difference is told")
+    wait_until(lambda: doubt in proxy.log_text(), "the difference is reported")

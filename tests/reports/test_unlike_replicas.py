@@ -98,7 +98,7 @@ async def test_a_refusal_that_may_pass_is_not_final(setting: Bench, status: int)
 
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
-async def test_a_refusal_of_what_is_lacking_is_not_final(setting: Bench, status: int) -> None:
+async def test_a_refusal_for_a_missing_blob_is_not_final(setting: Bench, status: int) -> None:
     """A replica that misses a blob that others have is sent the blob, whatever its error; then it refuses nothing."""
     app = image(b"layer")
     for blob in app.blobs:

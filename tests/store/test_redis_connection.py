@@ -99,7 +99,7 @@ async def test_what_was_committed_outlives_the_primary(group: Group, page: Chang
         await store.aclose()
 
 
-async def test_a_write_that_no_replica_has_is_told_of(
+async def test_a_write_that_no_replica_has_is_reported(
     group: Group, page: ChangePage, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a Redis replica writes go on, and the log says once that a fail-over may lose them."""

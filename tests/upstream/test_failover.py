@@ -22,7 +22,7 @@ from registry_proxy.upstream.selection import Standing, order_for_read
 from tests.conftest import StartRegistry
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader, open_replicas, read_all
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_reader, open_replicas, read_all
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 TAG = Tag("1")
@@ -124,7 +124,7 @@ async def test_real_registries_stand_in_for_each_other(start_registry: StartRegi
 
                 location = await client.append_upload(location, body(), len(blob))
                 await client.commit_upload(location, digest_of(blob))
-        reader = FailoverReader(replicas, ToldMarks(), 10)
+        reader = FailoverReader(replicas, ScriptedMarks(), 10)
         for registry in (first, second):
             registry.stop()
             for blob in blobs:
@@ -241,7 +241,7 @@ async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fau
 # ---------------------------------------------------------------- what is absent
 
 
-async def test_what_one_replica_lacks_the_other_gives(pair: Pair) -> None:
+async def test_the_other_replica_gives_what_one_misses(pair: Pair) -> None:
     """A 404 of one replica is no answer while the other holds it."""
     for registry in (pair.a, pair.b):
         digest = registry.add_blob(REPOSITORY, b"only in " + registry.url.encode())
@@ -296,7 +296,7 @@ async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair
     """A replica with an open mark on the tag is not asked for it; alone, it causes a 503."""
     pair.a.add_manifest(REPOSITORY, b'{"old":1}', "1")
     new = pair.b.add_manifest(REPOSITORY, b'{"new":1}', "1")
-    marks = ToldMarks(tags={("a", "1")})
+    marks = ScriptedMarks(tags={("a", "1")})
     async with open_reader(pair.urls, marks=marks) as reader:
         assert (await reader.resolve_tag(REPOSITORY, TAG)).digest == new
         assert pair.a.count("HEAD") == 0
@@ -310,7 +310,7 @@ async def test_what_a_replica_cannot_have_is_not_asked_of_it(pair: Pair) -> None
     """The other one answers, with 404 too; alone, the refusing one causes a 503. Its other 404s count."""
     digest = pair.b.add_manifest(REPOSITORY, b'{"new":1}')
     absent = digest_of(b"absent")
-    async with open_reader(pair.urls, marks=ToldMarks(refusals={("a", digest), ("a", absent)})) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(refusals={("a", digest), ("a", absent)})) as reader:
         assert (await reader.fetch_manifest(REPOSITORY, digest)).body == b'{"new":1}'
         with pytest.raises(RegistryError) as error:
             await reader.fetch_manifest(REPOSITORY, absent)
@@ -328,7 +328,7 @@ async def test_a_404_of_one_that_is_behind_proves_nothing(pair: Pair) -> None:
     """With the other one down, a 404 of one that is behind is a 503. Digests that it holds are still read from it."""
     held = pair.a.add_blob(REPOSITORY, b"held")
     await stop(pair.b)
-    async with open_reader(pair.urls, marks=ToldMarks(behind={"a"})) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(behind={"a"})) as reader:
         assert await read(reader, held) == b"held"
         with pytest.raises(UpstreamUnavailableError):
             await reader.stat_blob(REPOSITORY, digest_of(b"absent"))
@@ -344,7 +344,7 @@ async def test_a_tag_is_absent_when_that_is_proved_of_all_others(pair: Pair) -> 
         return set(silent) <= proved
 
     await stop(pair.b)
-    marks = ToldMarks()
+    marks = ScriptedMarks()
     async with open_replicas(pair.urls, marks=marks) as replicas:
         reader = FailoverReader(replicas, marks, 0, proves)
         with pytest.raises(RegistryError) as caught:
@@ -369,7 +369,7 @@ async def test_a_tag_is_absent_when_that_is_proved_of_all_others(pair: Pair) -> 
 async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:
     """A manifest that one replica has not deleted yet is not served from it, by digest or by tag."""
     digest = pair.a.add_manifest(REPOSITORY, b"{}", "1")
-    async with open_reader(pair.urls, marks=ToldMarks(tombstones={("a", digest)})) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(tombstones={("a", digest)})) as reader:
         with pytest.raises(RegistryError) as by_digest:
             await reader.fetch_manifest(REPOSITORY, digest)
         with pytest.raises(RegistryError) as by_tag:
@@ -395,7 +395,7 @@ async def test_lists_come_from_current_replicas(pair: Pair) -> None:
     """One that is behind does not count beside a current one, and alone its list is a 503."""
     pair.a.add_manifest(REPOSITORY, b"{}", "deleted", "kept")
     pair.b.add_manifest(REPOSITORY, b"{}", "kept")
-    async with open_reader(pair.urls, marks=ToldMarks(tags={("a", "deleted")})) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(tags={("a", "deleted")})) as reader:
         assert await reader.list_tags(REPOSITORY) == ["kept"]
         pair.b.inject(Fault("tags", status=500))
         with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got everything; b: it answers 500"):
@@ -403,7 +403,7 @@ async def test_lists_come_from_current_replicas(pair: Pair) -> None:
         pair.b.inject(Fault("catalog", status=500))
         with pytest.raises(UpstreamUnavailableError, match="a: it has not yet got everything; b: it answers 500"):
             await reader.list_repositories()
-    both = ToldMarks(tags={("a", "deleted"), ("b", "kept")})
+    both = ScriptedMarks(tags={("a", "deleted"), ("b", "kept")})
     pair.b.faults.clear()
     async with open_reader(pair.urls, marks=both) as reader:
         assert await reader.list_tags(REPOSITORY) == ["kept"], "of all that are behind, each for what it does not miss"
@@ -418,11 +418,11 @@ async def test_a_patient_reader_waits_for_a_replica_to_return(pair: Pair) -> Non
     async with open_replicas(pair.urls) as replicas:
         await stop(pair.a)
         await stop(pair.b)
-        impatient = FailoverReader(replicas, ToldMarks(), 0)
+        impatient = FailoverReader(replicas, ScriptedMarks(), 0)
         with pytest.raises(UpstreamUnavailableError, match=r"no replica of upstream main can answer: a: .*; b: "):
             await impatient.stat_blob(REPOSITORY, digest)
         changes = replicas.changes
-        waiting = spawn(FailoverReader(replicas, ToldMarks(), 30).stat_blob(REPOSITORY, digest), "wait")
+        waiting = spawn(FailoverReader(replicas, ScriptedMarks(), 30).stat_blob(REPOSITORY, digest), "wait")
         await asyncio.sleep(0)
         assert not waiting.done()
         await pair.a.start()
@@ -445,7 +445,7 @@ async def test_a_mark_that_is_cleared_ends_the_wait(pair: Pair) -> None:
     """A tag that every replica misses for a moment is answered as soon as one has it."""
     pair.a.add_manifest(REPOSITORY, b"{}", "1")
     digest = pair.b.add_manifest(REPOSITORY, b"{}", "1")
-    marks = ToldMarks(tags={("a", "1"), ("b", "1")})
+    marks = ScriptedMarks(tags={("a", "1"), ("b", "1")})
     async with open_reader(pair.urls, marks=marks, patience_seconds=30) as reader:
         waiting = spawn(reader.resolve_tag(REPOSITORY, TAG), "wait")
         await asyncio.sleep(0)
@@ -454,7 +454,7 @@ async def test_a_mark_that_is_cleared_ends_the_wait(pair: Pair) -> None:
         assert (await waiting).digest == digest
 
 
-async def test_refused_credentials_are_told_at_once() -> None:
+async def test_refused_credentials_are_reported_at_once() -> None:
     """When every replica refuses us there is nothing to wait for: 502 with the reason."""
     async with AsyncExitStack() as stack:
         registries = [await stack.enter_async_context(FakeRegistry(basic=("ann", "right"))) for _ in range(2)]
@@ -474,7 +474,7 @@ async def test_a_cancelled_read_leaves_nothing_open(pair: Pair) -> None:
     for registry in (pair.a, pair.b):
         registry.inject(Fault("blobs", stall_after=1000))
     async with open_replicas(pair.urls) as replicas:
-        reader = FailoverReader(replicas, ToldMarks(), 0)
+        reader = FailoverReader(replicas, ScriptedMarks(), 0)
         opened = asyncio.Event()
 
         async def hold() -> None:
@@ -509,7 +509,7 @@ async def test_a_slow_replica_is_overtaken(pair: Pair) -> None:
     for ask, key in zip(asks, keys, strict=True):
         first = pair.first_for(key)
         first.faults = [Fault("/(blobs|manifests)/", stall=True)]
-        marks, observer = ToldMarks(), RecordingObserver()
+        marks, observer = ScriptedMarks(), RecordingObserver()
         opened = open_replicas(pair.urls, marks=marks, timeouts=UNHURRIED, observer=observer)
         async with opened as replicas, asyncio.timeout(60):
             reader = FailoverReader(replicas, marks, 0)
@@ -528,7 +528,7 @@ async def test_only_one_that_may_answer_is_waited_for(pair: Pair) -> None:
     for registry in (pair.a, pair.b):
         registry.add_manifest(REPOSITORY, b"{}", "1")
     pair.a.faults = [Fault("manifests", delay_seconds=1)]
-    async with open_reader(pair.urls, marks=ToldMarks(tags={("b", TAG)})) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(tags={("b", TAG)})) as reader:
         assert (await reader.resolve_tag(REPOSITORY, TAG)).digest == digest_of(b"{}")
     assert pair.asked("HEAD", f"/v2/{REPOSITORY}/manifests/1") == [1, 0]
 
@@ -558,7 +558,7 @@ async def test_who_leaves_cancels_both(pair: Pair) -> None:
     digest = pair.add_blob(CONTENT)
     for registry in (pair.a, pair.b):
         registry.faults = [Fault("blobs", stall=True)]
-    marks = ToldMarks()
+    marks = ScriptedMarks()
     async with open_replicas(pair.urls, marks=marks, timeouts=UNHURRIED) as replicas, asyncio.timeout(60):
         question = spawn(FailoverReader(replicas, marks, 0).stat_blob(REPOSITORY, digest), "question")
         for registry in (pair.a, pair.b):

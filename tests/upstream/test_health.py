@@ -48,7 +48,7 @@ def test_a_probe_decides_the_state(error: Exception, state: ReplicaState) -> Non
     assert health.probe_failed(error)
     assert (health.state, health.is_up) == (state, False)
     assert health.reason
-    assert not health.reason.startswith("a: "), "it is told beside the name"
+    assert not health.reason.startswith("a: "), "the name is reported beside it"
     assert health.probe_succeeded(0.5)
     assert (health.is_up, health.explain(), health.latency_seconds) == (True, "", 0.5)
 
@@ -127,7 +127,7 @@ def test_suspicion_is_worth_a_probe() -> None:
     assert not health.request_failed(ReplicaFailedError("a: lied", "mismatch"))
 
 
-def test_429_is_told_as_long_as_it_asked_us_to_wait() -> None:
+def test_429_is_shown_as_long_as_it_asked_us_to_wait() -> None:
     """It stays up, and is shown as rate limited, for as long as it asked us to wait."""
     clock = Clock()
     health = healthy(clock)

@@ -14,7 +14,7 @@ from registry_proxy.protocol.reference import Digest, Tag, digest_of, fallback_t
 from registry_proxy.protocol.referrers import Referrer, index_of
 from registry_proxy.upstream.failover import FailoverReader
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import REPOSITORY, ToldMarks, open_reader
+from tests.support.fakes.upstream import REPOSITORY, ScriptedMarks, open_reader
 
 SUBJECT = digest_of(b"subject")
 TAG = fallback_tags(SUBJECT)[0]
@@ -146,7 +146,7 @@ async def test_a_replica_that_is_behind_adds_nothing_but_alone_proves_nothing(pa
     """It may list deleted entries; with the other one down, it may miss pushed ones."""
     give_api(pair.a, "1", "2")
     give_api(pair.b, "2")
-    marks = ToldMarks(behind={"a"})
+    marks = ScriptedMarks(behind={"a"})
     async with open_reader(pair.urls, marks=marks, read_only=False, proves_absent=yes) as reader:
         assert names_of((await held(reader)).listed) == {"2"}
         await pair.b.stop()
@@ -160,7 +160,7 @@ async def test_where_all_are_behind_both_are_heard_less_what_was_deleted(pair: P
         give_api(registry, name, "3")
         tag(registry, name, "3", "4")
     tombstones = {("a", entry("3").digest), ("b", entry("3").digest), ("b", entry("4").digest)}
-    async with open_reader(pair.urls, marks=ToldMarks(tombstones=tombstones), read_only=False) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(tombstones=tombstones), read_only=False) as reader:
         found = await held(reader)
         assert names_of(found.listed) == {"1", "2"}
         assert names_of(found.tagged) == {"1", "2", "4"}
@@ -170,6 +170,6 @@ async def test_a_replica_that_misses_the_tag_is_not_asked(pair: Pair) -> None:
     """Its list is out of date; the others decide without it."""
     tag(pair.a, "1")
     tag(pair.b, "2")
-    async with open_reader(pair.urls, marks=ToldMarks(tags={("a", TAG)}), read_only=False) as reader:
+    async with open_reader(pair.urls, marks=ScriptedMarks(tags={("a", TAG)}), read_only=False) as reader:
         assert names_of((await held(reader)).tagged) == {"2"}
         assert pair.a.count("GET", "referrers") == 0

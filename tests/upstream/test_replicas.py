@@ -17,7 +17,7 @@ from registry_proxy.upstream.replicas import UpstreamReplicas
 from tests.conftest import StartRegistry
 from tests.support.fakes.memory import RecordingObserver
 from tests.support.fakes.registry import FakeRegistry, Fault
-from tests.support.fakes.upstream import HASTY, REPOSITORY, ToldMarks, open_replicas
+from tests.support.fakes.upstream import HASTY, REPOSITORY, ScriptedMarks, open_replicas
 from tests.support.waiting import until
 
 
@@ -105,7 +105,7 @@ async def test_waiting_for_a_change_ends_with_the_time() -> None:
 
 async def test_behind_is_up_with_marks() -> None:
     """A replica that misses something is shown as behind, with the number; it can be written to."""
-    marks = ToldMarks(behind={"a"})
+    marks = ScriptedMarks(behind={"a"})
     observer = RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
         [status] = replicas.status()
@@ -120,7 +120,7 @@ async def test_behind_is_up_with_marks() -> None:
 async def test_a_replica_that_returns_is_behind_from_its_first_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes that a replica missed while it was down make it `behind`, never `up` until the next report."""
     monkeypatch.setattr(replicas_module, "_REPORT_SECONDS", 3600)
-    marks, observer = ToldMarks(), RecordingObserver()
+    marks, observer = ScriptedMarks(), RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
         replicas.report_failure("a", ReplicaFailedError("a: gone", "connect"))
         marks.behind.add("a")
@@ -131,7 +131,7 @@ async def test_a_replica_that_returns_is_behind_from_its_first_moment(monkeypatc
 
 async def test_a_replica_that_is_compared_says_why() -> None:
     """A newcomer is up and behind, with its reason."""
-    marks = ToldMarks(behind={"a"}, newcomers={"a"})
+    marks = ScriptedMarks(behind={"a"}, newcomers={"a"})
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks) as replicas:
         [status] = replicas.status()
         assert (status.state, status.reason) == (ReplicaState.BEHIND, "it is new")
@@ -139,7 +139,7 @@ async def test_a_replica_that_is_compared_says_why() -> None:
 
 async def test_a_paused_replica_is_up_and_not_written_to() -> None:
     """The pause is noticed without a request, counted as 1 and then 0, and warned of after an hour."""
-    marks, observer = ToldMarks(), RecordingObserver()
+    marks, observer = ScriptedMarks(), RecordingObserver()
     async with FakeRegistry() as registry, open_replicas([registry.url], marks=marks, observer=observer) as replicas:
         assert observer.last(ReplicaPaused, "main", "a") is False
         marks.paused = Pause("a", "", "user:ann", time.time() - 1800, 1)

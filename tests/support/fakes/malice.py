@@ -41,7 +41,7 @@ def answer(
     fields = list(headers.items() if isinstance(headers, Mapping) else headers or ())
     if not any(name.lower() in {"content-length", "transfer-encoding"} for name, _ in fields):
         fields.append(("Content-Length", str(len(body))))
-    lines = [f"HTTP/1.1 {status} As told", *(f"{name}: {value}" for name, value in fields)]
+    lines = [f"HTTP/1.1 {status} As scripted", *(f"{name}: {value}" for name, value in fields)]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 

@@ -395,7 +395,7 @@ class MemoryHoldings:
 
 
 @dataclass
-class ToldSeparation:
+class ScriptedSeparation:
     """A ``Separation`` with scripted answers; by default of replicas that keep repositories apart."""
 
     mixed: set[ContentKind] = field(default_factory=set)
@@ -446,7 +446,7 @@ def holdings_of(
 
     return HoldingProofs(
         readers={"main": reader},
-        separations={"main": separation or ToldSeparation()},
+        separations={"main": separation or ScriptedSeparation()},
         holdings=holdings,
         cache=cache,
         recorded=manifests,

@@ -419,7 +419,7 @@ class FakeRegistry:
 def _send_raw(request: web.Request, answer: _Answer) -> web.StreamResponse:
     assert request.transport is not None
     headers = answer.headers | {"Content-Length": str(len(answer.body)), "Connection": "close"}
-    lines = [f"HTTP/1.1 {answer.status} As told", *(f"{key}: {value}" for key, value in headers.items())]
+    lines = [f"HTTP/1.1 {answer.status} As scripted", *(f"{key}: {value}" for key, value in headers.items())]
     head = "\r\n".join(lines).encode() + b"\r\n\r\n"
     request.transport.write(head if request.method == "HEAD" else head + answer.body)
     request.transport.close()

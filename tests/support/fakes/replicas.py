@@ -46,7 +46,7 @@ from tests.support.fakes.memory import (
     MemoryHoldings,
     MemoryReader,
     RecordingObserver,
-    ToldSeparation,
+    ScriptedSeparation,
     holdings_of,
 )
 
@@ -201,7 +201,7 @@ class MemoryReplicaSet:
     storage: StorageKind = StorageKind.INDEPENDENT
     read_only: bool = False
     upstream: str = "main"
-    separation: ToldSeparation = field(default_factory=ToldSeparation)
+    separation: ScriptedSeparation = field(default_factory=ScriptedSeparation)
     down: set[str] = field(default_factory=set)
 
     def is_writable(self, replica: str) -> bool:

@@ -39,7 +39,7 @@ async def open_client(
 
 
 @dataclass
-class ToldMarks:
+class ScriptedMarks:
     """``Marks``, and the source of them, as a test sets them: sets of (replica, tag or digest), and of replicas."""
 
     tags: set[tuple[str, str]] = field(default_factory=set)
@@ -61,21 +61,21 @@ class ToldMarks:
     def written_since(self, moment: Moment, upstream: str, *, leave_intents: bool) -> Collection[Repository] | None:  # noqa: ARG002 - there is one
         return self.written if self.writes != moment.number else ()
 
-    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:  # noqa: ARG002 - told of one repository
+    def misses_tag(self, replica: str, routed: RoutedRepository, tag: Tag) -> bool:  # noqa: ARG002 - set for one repository
         return (replica, tag) in self.tags
 
-    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:  # noqa: ARG002 - told of one repository
+    def misses_any(self, replica: str, routed: RoutedRepository) -> bool:  # noqa: ARG002 - set for one repository
         """Tell whether it misses anything."""
         named = {replica for replica, _ in self.tags} | {replica for replica, _ in self.tombstones}
         return replica in self.behind | named
 
-    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:  # noqa: ARG002 - told of one repository
+    def has_tombstone(self, replica: str, routed: RoutedRepository, digest: Digest) -> bool:  # noqa: ARG002 - set for one repository
         return (replica, digest) in self.tombstones
 
-    def why_new(self, replica: str, upstream: str) -> str:  # noqa: ARG002 - told of one upstream
+    def why_new(self, replica: str, upstream: str) -> str:  # noqa: ARG002 - set for one upstream
         return "it is new" if replica in self.newcomers else ""
 
-    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:  # noqa: ARG002 - told of one repository
+    def refuses(self, replica: str, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> bool:  # noqa: ARG002 - set for one repository
         return (replica, tag_or_digest) in self.refusals
 
     def refused(self, replica: str, upstream: str) -> int:  # noqa: ARG002 - there is one
@@ -95,7 +95,7 @@ class ToldMarks:
 async def open_replicas(
     urls: Sequence[str],
     *,
-    marks: ToldMarks | None = None,
+    marks: ScriptedMarks | None = None,
     storage: StorageKind = StorageKind.INDEPENDENT,
     timeouts: Timeouts = PATIENT,
     observer: RecordingObserver | None = None,
@@ -108,7 +108,7 @@ async def open_replicas(
     addresses = [ReplicaAddress("main", "abcdefgh"[i], url, **address) for i, url in enumerate(urls)]
     config = UpstreamConfig("main", addresses, storage=storage, timeouts=timeouts, read_only=read_only)
     replicas = UpstreamReplicas(
-        config, marks or ToldMarks(), observer or RecordingObserver(), remembered or MemoryHoldings(), inspect
+        config, marks or ScriptedMarks(), observer or RecordingObserver(), remembered or MemoryHoldings(), inspect
     )
     await replicas.start()
     try:
@@ -121,13 +121,13 @@ async def open_replicas(
 async def open_reader(
     urls: Sequence[str],
     *,
-    marks: ToldMarks | None = None,
+    marks: ScriptedMarks | None = None,
     patience_seconds: float = 0,
     proves_absent: ProvesAbsent | None = None,
     **options: Any,
 ) -> AsyncIterator[FailoverReader]:
     """Open a reader over replicas started as by ``open_replicas``."""
-    marks = marks or ToldMarks()
+    marks = marks or ScriptedMarks()
     async with open_replicas(urls, marks=marks, **options) as replicas:
         yield FailoverReader(replicas, marks, patience_seconds, proves_absent)
 
