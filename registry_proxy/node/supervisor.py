@@ -27,6 +27,7 @@ from registry_proxy.node.generation import Generation, Timing, Worker, needs_res
 from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE, empty_directory, locked_cache, raise_file_limit
 from registry_proxy.node.listeners import PortTakenError, bind_listeners
 from registry_proxy.node.memory import NodeMemory, claim_memory
+from registry_proxy.node.notify import ServiceManager
 from registry_proxy.node.processes import Launcher, Process, first_of
 from registry_proxy.node.refusal import refusing
 from registry_proxy.ports.events import ReloadOutcome
@@ -65,6 +66,7 @@ class Supervisor:
         self._settings = load()  # those of the first generation; what needs a restart stays as it is here
         self._forks = forks
         self._timing = timing
+        self._manager = ServiceManager(os.environ)
         self._memory: NodeMemory | None = None
         self._metrics_directory = os.path.join(self._settings.cache.path, "metrics")
         self._disk = DiskWatch(self._settings.cache.path, timing.disk, timing.calm)
@@ -87,6 +89,7 @@ class Supervisor:
             self._kill_all()
             return
         self._stopping.set()
+        self._manager.stopping()
         self._current.over.set()
         self._close_listeners()  # the workers close theirs: from then on connections are refused
         for process in self._processes:
@@ -148,9 +151,11 @@ class Supervisor:
                 return
             raise
         print(f"registry-proxy is ready: {self._settings.describe_listeners()}", flush=True)  # noqa: T201 - for the person or the script that waits for it
+        self._manager.ready(self._settings.describe_listeners())
         self._keep_all(self._current)
         self._discovery.confirm(self._settings)
         following = [spawn(self._follow_dns(), "replicas in DNS"), spawn(self._follow_disk(), "disk of the cache")]
+        following.append(spawn(self._manager.keep_alive(), "watchdog"))
         while not self._stopping.is_set():
             await first_of(None, self._stopping.wait(), self._reload_wanted.wait(), self._disk_changed.wait())
             if self._disk_changed.is_set():
@@ -158,7 +163,8 @@ class Supervisor:
             if self._reload_wanted.is_set():
                 self._reload_wanted.clear()
                 askers, self._reload_askers = self._reload_askers, []
-                outcome = await self._reload_unless_stopped()
+                with self._manager.reloading(self._settings.describe_listeners()):
+                    outcome = await self._reload_unless_stopped()
                 for asker in askers:
                     asker.answer_reload(outcome)
         for each in following:
