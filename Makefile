@@ -5,11 +5,16 @@ unexport PYTHONDONTWRITEBYTECODE  # else each of many processes compiles what it
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: run
 run: ## start two registries and the proxy; CONFIG=file.yaml: the proxy alone, with that configuration; TLS=1: with TLS
 	@scripts/run
+
+.PHONY: demo-flow
+demo-flow: ## show the road from git push to a running container, and back; needs root, and leaves nothing behind
+	@scripts/setup demo
+	@.venv/bin/python -m scripts.demo_flow
 
 .PHONY: test
 test: ## install what the tests need, and run them; PYTEST_ARGS adds arguments

@@ -91,9 +91,9 @@ def refuse_taken_ports(settings: Settings) -> None:
         sys.exit("\n".join([*taken, advice]))
 
 
-def start_registry(number: int, port: int) -> Registry:
-    """Start one of Debian's docker-registry with a separate store under var/."""
-    home = ROOT / "var" / f"registry-{number}"
+def start_registry(number: int, port: int, home: Path | None = None) -> Registry:
+    """Start one of Debian's docker-registry with a separate store, under var/ where no directory is named."""
+    home = home or ROOT / "var" / f"registry-{number}"
     home.mkdir(parents=True, exist_ok=True)
     config = home / "config.yml"
     if not config.exists():  # made once: with the secret an upload can continue after a restart

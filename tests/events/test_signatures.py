@@ -4,10 +4,12 @@ import base64
 import hashlib
 import hmac
 import time
+from email.message import Message
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from examples.flow.deployer import is_signed
 from registry_proxy.events.composition import ComposedRequest
 from registry_proxy.events.signatures import secret_fault
 from tests.events.support import composed, pushed
@@ -50,6 +52,21 @@ def test_standard_webhooks_accepts_a_secret_without_padding() -> None:
     """A secret without padding is accepted: the specification does not say whether it has padding."""
     request = composed(pushed(1), sent_at=time.time(), secrets=[STANDARD.rstrip("=")])
     assert standard_webhooks_accepts(STANDARD, request)
+
+
+@pytest.mark.parametrize("secret", [SECRET, STANDARD, STANDARD.rstrip("=")])
+def test_the_deployer_of_the_examples_accepts_our_signature_alone(secret: str) -> None:
+    """By any of the live secrets; not another body, another secret, an old attempt, or none."""
+    request = composed(pushed(1), secrets=[OLD, secret])
+    headers = Message()
+    for name, text in request.headers.items():
+        headers[name] = text
+    now = 1_700_000_010.0
+    assert is_signed(secret, headers, request.body, now)
+    assert not is_signed(secret, headers, request.body + b" ", now)
+    assert not is_signed(f"{SECRET} not", headers, request.body, now)
+    assert not is_signed(secret, headers, request.body, now + 400)
+    assert not is_signed(secret, Message(), request.body, now)
 
 
 def test_flux_accepts_the_signature_of_a_generic_hmac_receiver() -> None:
