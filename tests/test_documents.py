@@ -33,6 +33,7 @@ from tests.acceptance.registries import DESCRIBE
 ROOT = Path(__file__).parent.parent
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+BESIDE_THE_PACKAGE = ("tests", "benchmarks", "scripts")
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -229,26 +230,47 @@ def test_a_question_is_found_wherever_it_stands() -> None:
     assert begin_with_a_question(text) == ["What it is", "That helps", "Whoever asks", "How it goes |"]
 
 
+QUESTION_IN_SOURCE = rf"(?:\"\"\"|\n|[.!?][)\"”*_]*)\s*{QUESTION}"
+"""A question word where a docstring, a line or a sentence begins."""
+
+
+def docstrings(pattern: str, *roots: str) -> dict[str, str]:
+    """Return docstrings in some directories, by file and line, of each file that has a match of the pattern.
+
+    The others are not parsed: that would take seconds.
+    """
+    return {
+        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}": text
+        for path in sorted(path for root in roots for path in (ROOT / root).rglob("*.py"))
+        if re.search(pattern, source := path.read_text())
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node))
+    }
+
+
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     """No docstring of the package begins with a question word: the reader looks for the thing itself."""
-    questions = re.compile(r"(What|Who|Whom|Whose|How|Where|That|Whoever|Whatever)\b")
-    begin_so = [
-        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
-        for path in sorted((ROOT / "registry_proxy").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and questions.match(ast.get_docstring(node) or "")
-    ]
-    assert begin_so == []
+    questions = r"(What|Who|Whom|Whose|How|Where|That|Whoever|Whatever)\b"
+    texts = docstrings(rf"\"\"\"{questions}", "registry_proxy")
+    assert [place for place, text in texts.items() if re.match(questions, text)] == []
 
 
 def test_sentences_of_docstrings_begin_with_a_noun_or_a_verb() -> None:
     """Hardly a sentence of a docstring of the package begins with a question word, also behind the first."""
-    begin_so = [
-        f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}: {sentence}"
-        for path in sorted((ROOT / "registry_proxy").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        for sentence in begin_with_a_question(ast.get_docstring(node) or "")
-    ]
-    assert len(begin_so) < 20, begin_so
+    texts = docstrings(QUESTION_IN_SOURCE, "registry_proxy")
+    begin_so = {place: found for place, text in texts.items() if (found := begin_with_a_question(text))}
+    assert sum(map(len, begin_so.values())) < 20, begin_so
+
+
+def test_sentences_of_tests_begin_with_a_noun_or_a_verb() -> None:
+    """No sentence of a docstring of a test, a benchmark or a script begins with a question word."""
+    texts = docstrings(QUESTION_IN_SOURCE, *BESIDE_THE_PACKAGE)
+    assert {place: found for place, text in texts.items() if (found := begin_with_a_question(text))} == {}
+
+
+def test_docstrings_use_usual_words() -> None:
+    """No docstring of the package, a test, a benchmark or a script has a word that readers must decode."""
+    unusual = r"(?i)\b(told|lacks?|lacking|shall|whoever|whom|whence|in spite of)\b"
+    texts = docstrings(unusual, "registry_proxy", *BESIDE_THE_PACKAGE)
+    assert {place: found for place, text in texts.items() if (found := re.findall(unusual, text))} == {}

@@ -1,4 +1,4 @@
-"""ID tokens (OpenID Connect Core 1.0, section 2) of issuers that the configuration lists, and whom they speak of.
+"""ID tokens (OpenID Connect Core 1.0, section 2) of issuers in the configuration, and the subjects that they name.
 
 CI systems and Kubernetes give them to each job or pod: nobody keeps a secret. An issuer, audience or
 algorithm that is not listed is refused.
@@ -72,7 +72,7 @@ class IdTokenVerifier:
         return {f"{issuer}/{rule.name}": rule.groups for issuer, rule in rules}
 
     async def verify(self, token: str) -> VerifiedIdToken:
-        """Return whom a token speaks of.
+        """Return the subject that a token names.
 
         Raises:
             IdTokenRefusedError: for any other text, of any size; the message holds no part of it.

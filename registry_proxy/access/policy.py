@@ -68,7 +68,7 @@ class Policy:
         robots: all robots.
         secrets: all secrets; a token that came from one is revoked with it.
         revoked_tokens: ids of revoked tokens.
-        oidc_groups: by rule of the configuration, as ``ISSUER/RULE``: the groups of all whom it names.
+        oidc_groups: by rule of the configuration, as ``ISSUER/RULE``: the groups of all its subjects.
     """
 
     def __init__(

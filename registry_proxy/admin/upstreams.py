@@ -31,9 +31,9 @@ class RepairDocument(Document):
 
 
 class PauseDocument(Document):
-    """The pause of a replica: why, by whom, since when.
+    """The pause of a replica: its reason, user and start.
 
-    ``quiet`` once all writes to it have ended that began before: what reads its storage as a whole can begin then.
+    ``quiet`` once all writes to it have ended that began before: a program that reads its whole storage can start then.
     """
 
     reason: str

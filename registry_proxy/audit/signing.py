@@ -291,7 +291,7 @@ class AuditVerifier:
 
 
 def _without_accepted(report: ChainReport, accepted: Mapping[tuple[str, ChainFault], AcceptedFault]) -> ChainReport:
-    """Return a report with its accepted faults told apart."""
+    """Return a report that lists its accepted faults apart."""
     known = {fault: accepted[report.process, fault] for fault in report.faults if (report.process, fault) in accepted}
     faults = tuple(fault for fault in report.faults if fault not in known)
     return replace(report, faults=faults, accepted=tuple(known.values()))

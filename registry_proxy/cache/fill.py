@@ -229,7 +229,7 @@ class Fill:
                 return
             except UpstreamUnavailableError as error:
                 if partial.written_bytes == 0 and not has_begun:
-                    raise  # nobody can answer; one that broke off may have told the size already
+                    raise  # nobody can answer; one that broke off may have sent the size already
                 pause_seconds = reopenings.broke_off(partial.written_bytes - before)
                 if pause_seconds is None:
                     raise FillFailedError(f"no replica could go on: {error}") from error

@@ -180,7 +180,7 @@ class Authenticator:
         """Tell whether the source of a mount may be pulled; a no of the grants is no error there.
 
         Raises:
-            RegistryError: 401 where the grants allow it and the token lacks it; the challenge has both scopes, as that
+            RegistryError: 401 where the grants allow it and the token misses it; the challenge has both scopes, as that
                 of distribution, and clients come back with such a token.
         """
         if not authorized.policy.decide(authorized.subject, source, Action.PULL).allowed:

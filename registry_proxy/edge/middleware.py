@@ -21,7 +21,7 @@ class RequestIds:
     """Names requests: as a trusted proxy named them, else by a number of this process.
 
     Args:
-        origins: knows whom to trust.
+        origins: knows the trusted proxies.
     """
 
     def __init__(self, origins: Origins) -> None:

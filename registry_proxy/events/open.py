@@ -42,7 +42,7 @@ async def open_events(
     """Open the events for the length of a with block.
 
     Args:
-        limits: whom deliveries may reach.
+        limits: the hosts that deliveries may reach.
         store: holds subscriptions and deliveries.
         changes: tells when another process has changed them.
         local_name: see StoreOutbox.

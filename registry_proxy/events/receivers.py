@@ -1,4 +1,4 @@
-"""Receivers over HTTP: whom a delivery may reach, and how long it may take (events.sender.Sender).
+"""Receivers over HTTP: the hosts and the time limit of a delivery (events.sender.Sender).
 
 The address decides that a connection is made to, after the resolver and whatever the notation (docs/decisions/51).
 """
@@ -48,7 +48,7 @@ class HttpSender:
     """Posts events; open until ``aclose``.
 
     Args:
-        limits: whom it may reach.
+        limits: the hosts that it may reach.
         clock: seconds since the epoch.
     """
 

@@ -19,14 +19,14 @@ async def drain(
 ) -> None:
     """Take no new connections, let running requests end; aiohttp's own shutdown would read no more of their bodies.
 
-    A connection at rest stays for a moment: a request that is on its way is answered, and told that it was the last. To
-    close at once would leave clients without an answer, and few repeat a POST.
+    A connection at rest stays for a moment: a request that is on its way is answered, and the answer says that it
+    is the last. To close at once would leave clients without an answer, and few repeat a POST.
 
     Args:
         server: counts the connections.
         listeners: they are closed.
         timeout_seconds: what then still runs is cut.
-        idle_seconds: how long a connection may rest that was not told yet that it closes.
+        idle_seconds: how long a connection may rest whose client does not know yet that it closes.
     """
     for listener in listeners:
         listener.close()

@@ -219,7 +219,7 @@ def serve_forks(load: Callable[[], RunCopy], descriptor: int, supervisor: int) -
 def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptors: list[int]) -> None:
     """Make a copy whose parent is the supervisor, tell it the process id (or -errno), and then let the copy run.
 
-    One of which the supervisor was not told, because this process was killed meanwhile, ends: it would share the
+    A copy that the supervisor does not know, because this process was killed meanwhile, ends: it would share the
     channel of the next one.
     """
     with _pipe() as (told, telling), _pipe() as (allowed, allowing):

@@ -28,7 +28,7 @@ class AuditEvent:
     Args:
         action: what it is: login, pull, push, delete, or a resource of the admin API and its method (``users.put``).
         outcome: ok, refused (credentials), limited, denied (a right) or failed.
-        subject: typed, such as ``user:ann``; of a login that was refused, whom it claimed to be.
+        subject: typed, such as ``user:ann``; of a refused login, the claimed one.
         address: the client's.
         repository: the canonical name.
         tag: where one is named.

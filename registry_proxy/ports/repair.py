@@ -88,10 +88,10 @@ class Failure:
 class Comparison:
     """Progress and findings of a comparison. Times in seconds since the epoch; ``error`` is why it ended early.
 
-    ``differing`` counts what some replicas have and another one lacks or has otherwise, ``lost`` what none has and
-    nobody dismissed, ``failed`` what could not be asked. ``sparse`` counts children of indexes that no replica has, and
-    that are not on record as pushed. ``differences`` and ``failures`` hold the first thousand; ``repaired`` were
-    entered into the journal for repair.
+    ``differing`` counts objects that some replicas have and another one misses or has otherwise, ``lost`` those that
+    none has and nobody dismissed, ``failed`` those without an answer. ``sparse`` counts children of indexes that no
+    replica has, and that are not on record as pushed. ``differences`` and ``failures`` hold the first thousand;
+    ``repaired`` were entered into the journal for repair.
     """
 
     started_at: float

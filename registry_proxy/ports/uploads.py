@@ -46,7 +46,7 @@ class UploadSession:
 
     ``offset`` is how many bytes it has, ``sha256`` their hash in hexadecimal, ``locations`` where each replica that
     has the same bytes goes on with it, ``node_id`` the node that spooled them all. Once a request came to a node that
-    lacks what came before, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
+    misses the earlier bytes, no node has them all: ``node_id`` is empty, and with the next byte so is ``sha256``.
     ``opened_at`` is in Unix seconds; 0 until its first state was signed.
     """
 

@@ -89,7 +89,7 @@ class Exceptions:
     async def dismiss(self, upstream: str, repository: str | None, name: str | None) -> int:
         """Take note that a person knows of the exceptions of an upstream, a repository, or one tag or digest.
 
-        They stay in force, and are neither counted nor told any more. Returns how many were dismissed.
+        They stay in force, and are neither counted nor reported any more. Returns the number of dismissed ones.
         """
         count = 0
         for record, _, intent in await self._chosen(upstream, repository, name):

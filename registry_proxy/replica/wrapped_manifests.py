@@ -83,7 +83,7 @@ class WrappedManifests:
         """Store a manifest, in a wrapper where the registry does not know its digest, or refuses what it names.
 
         Raises:
-            RegistryError: the refusal, of the wrapper where there is one, so that it names what is lacking alone;
+            RegistryError: the refusal, of the wrapper where there is one, so that it names only the missing parts;
                 SIZE_INVALID where the wrapper would be too large.
         """
         tag = None if isinstance(tag_or_digest, Digest) else tag_or_digest

@@ -93,7 +93,7 @@ def _weight(replica: str, key: str) -> bytes:
 def lanes_of(
     replica_set: ReplicaSet, key: str, first: Collection[str] = (), *, paused: str | None = None
 ) -> list[Lane]:
-    """Return whom to write to: every writable replica, or over shared storage one of them.
+    """Return the replicas to write to: every writable one, or over shared storage one of them.
 
     Args:
         replica_set: the upstream's replicas.
@@ -164,7 +164,7 @@ async def fan_out(
     await settle(tasks, quorum_of(replica_set), grace_seconds)
     for replica, error in failures.items():
         if isinstance(error, FinalRefusalError):
-            continue  # told where it is recorded
+            continue  # reported where it is recorded
         _log.warning("replica %s of %s did not take a write: %s", replica, replica_set.upstream, error)
     return Outcome(frozenset(confirmed), failures)
 

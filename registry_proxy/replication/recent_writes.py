@@ -1,4 +1,4 @@
-"""The repositories that were written to lately, through whatever node: what a kept list may lack."""
+"""The repositories that were written to lately, through any node: a kept list may miss these writes."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable

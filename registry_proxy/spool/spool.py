@@ -137,7 +137,7 @@ class DiskSpool:
         The marks of uploads that ended go when no Location of theirs is valid any more, and the oldest of too many.
         """
         oldest = time.time() - UPLOAD_LIFETIME_SECONDS
-        # A cache of an earlier release lacks a directory until the next start.
+        # A cache of an earlier release misses a directory until the next start.
         with contextlib.suppress(FileNotFoundError), os.scandir(self.cache.paths.ends) as entries:
             marks: list[tuple[float, str]] = []
             for entry in entries:

@@ -133,7 +133,7 @@ def forget_credentials(url: str) -> bool:
 
 
 def is_from_environment() -> bool:
-    """Tell whether the environment says whom to log in, and not the stored credentials."""
+    """Tell whether the login comes from the environment, and not from the stored credentials."""
     return bool(os.environ.get(PASSWORD_VARIABLE))
 
 

@@ -36,7 +36,7 @@ def _weight(replica: str, key: str) -> bytes:
 
 
 def order_for_read(standings: Iterable[Standing], key: str) -> list[str]:
-    """Return whom to ask, in this order: undoubted before doubted, current before behind, then spread by the key.
+    """Return the replicas to ask, in order: undoubted before doubted, current before behind, then spread by the key.
 
     The spread (rendezvous hashing) sends different contents to different replicas, and the same content to the same
     one, whose page cache has it.
