@@ -15,6 +15,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     history                      moves of tags: what each was, and the ways back
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     api                          the forms of the JSON API: bodies, documents, endpoints, problems
+    admission                    the way into the admin API: names, pages, logins, turns
     edge, admin                  the public listener, the admin listener (admin and cli: a file for each resource)
     node                         processes, workers, sockets
     configured, app, load        settings as the rooms' values; composition of a worker; its late loading
@@ -35,7 +36,7 @@ The path of a push::
 
 The path of a grant::
 
-    cli/grants -> admin/{auth,grants} -> access/grant -> directory/grants -> store;
+    cli/grants -> admission/auth -> admin/grants -> access/grant -> directory/grants -> store;
         then, in each worker, access/{control,snapshot}
 
 docs/reference/paths.md follows a grant, a manifest and a blob step by step; docs/reference/glossary.md has our words.

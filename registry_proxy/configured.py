@@ -13,10 +13,10 @@ from registry_proxy.access.id_tokens import ClaimRule, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
 from registry_proxy.access.open import AccessOptions, SigningOptions
-from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import ADMIN, PUBLIC
-from registry_proxy.admin.plain_http import PlainHttp
-from registry_proxy.admin.sites import Sites
+from registry_proxy.admission.auth import AdminGuard
+from registry_proxy.admission.plain_http import PlainHttp
+from registry_proxy.admission.sites import Sites
 from registry_proxy.audit.open import AuditOptions
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.audit.writer import Retention

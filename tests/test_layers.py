@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "edge": "access directory http operations ports protocol tasks",
         "api": "access directory http ports protocol",
         "history": "operations ports protocol tasks",
-        "admin": "access api audit directory events history http operations ports protocol tasks telemetry",
+        "admission": "access api http ports protocol tasks",
+        "admin": "access admission api audit directory events history http operations ports protocol tasks telemetry",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
-        "configured": "access admin audit cache config edge events files http node operations ports protocol replica"
-        " replication upstream",
+        "configured": "access admin admission audit cache config edge events files http node operations ports protocol"
+        " replica replication upstream",
         "app": "access admin audit cache config configured directory edge events files history http node operations"
         " ports repair replication spool store tasks telemetry upstream",
         "load": "app node",
@@ -58,6 +60,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
     for part, libraries in {
         "access": "aiohttp argon2 cachetools cryptography jwt",
         "api": "aiohttp pydantic pydantic_core",
+        "admission": "aiohttp cachetools",
         "admin": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
         "cache": "inotify_simple",
         "cli": "rich typer yaml",  # writes policies as files
@@ -125,6 +128,17 @@ def test_imports_point_down(path: Path) -> None:
     """A module imports only from below it, from its own part, and from the libraries of its part."""
     assert part_of(dotted(path)) in MAY_IMPORT, "a new part: say in MAY_IMPORT where it stands"
     assert faults(dotted(path), path.read_text()) == []
+
+
+def test_rooms_and_files_stay_small() -> None:
+    """No room has more than 3,500 lines, no file more than 450, and the composition root at most 300."""
+    lines = {path.relative_to(PACKAGE): len(path.read_text().splitlines()) for path in MODULES}
+    rooms: Counter[str] = Counter()
+    for path, count in lines.items():
+        rooms[path.parts[0]] += count
+    assert {room: count for room, count in rooms.items() if count > 3_500} == {}
+    assert {str(path): count for path, count in lines.items() if count > 450} == {}
+    assert lines[Path("app.py")] <= 300
 
 
 def test_every_arrow_that_is_allowed_is_there() -> None:

@@ -7,7 +7,6 @@ from aiohttp import web
 
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
-from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.cache import Cache, CacheResource
 from registry_proxy.admin.comparisons import ComparisonResource
 from registry_proxy.admin.deliveries import DeliveryResource
@@ -29,6 +28,7 @@ from registry_proxy.admin.tokens import Secrets, TokenResource
 from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
 from registry_proxy.admin.warm import WarmResource
+from registry_proxy.admission.auth import AdminGuard
 from registry_proxy.api.models import BODY_MAX_BYTES
 from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems

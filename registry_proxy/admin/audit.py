@@ -11,7 +11,7 @@ from aiohttp import web
 from pydantic import Field
 
 from registry_proxy.access.subject import ANONYMOUS, subject_fault
-from registry_proxy.admin.auth import CALLER
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, Time, format_time
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import ProblemError

@@ -12,7 +12,7 @@ from registry_proxy.access.grants import given_by, own_pattern
 from registry_proxy.access.logins import LoginResult
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind
-from registry_proxy.admin.auth import CALLER
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document, Page, Time, TimeInput
 from registry_proxy.api.openapi import Audience, Endpoint

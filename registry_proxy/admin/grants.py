@@ -11,8 +11,8 @@ from registry_proxy.access.faults import InvalidError, faults_of
 from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, subject_fault
-from registry_proxy.admin.auth import CALLER, NAMESPACES
-from registry_proxy.admin.owners_turns import OwnersTurns
+from registry_proxy.admission.auth import CALLER, NAMESPACES
+from registry_proxy.admission.owners_turns import OwnersTurns
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,

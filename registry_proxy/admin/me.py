@@ -11,8 +11,8 @@ from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.records import User
 from registry_proxy.access.subject import SubjectKind
 from registry_proxy.access.turns import Caller
-from registry_proxy.admin.auth import CALLER
 from registry_proxy.admin.grants import GrantDocument
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document
 from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.snapshot import WatchedChanges
+from registry_proxy.admission.auth import OPS_PATHS
 from registry_proxy.http.connections import Connections
 from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Listener
@@ -17,8 +18,6 @@ from registry_proxy.telemetry.metrics import CONTENT_TYPE
 
 PUBLIC: Final = "public"
 ADMIN: Final = "admin"
-OPS_PATHS = ("/metrics", "/healthz", "/readyz")
-"""Open to everyone who reaches the listener."""
 
 
 @dataclass(frozen=True, slots=True)

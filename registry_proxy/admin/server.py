@@ -11,7 +11,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.typedefs import Handler as RequestHandler
 
-from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.admission.auth import OPS_PATHS
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.http.certificate import Certificate
 from registry_proxy.http.connections import Connections

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import Field, WithJsonSchema
 
-from registry_proxy.admin.auth import CALLER
 from registry_proxy.admin.subjects import read_put
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, Patch, patch_of
 from registry_proxy.api.openapi import Endpoint

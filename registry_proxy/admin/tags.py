@@ -6,7 +6,7 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.policy import Policy
-from registry_proxy.admin.auth import CALLER
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.models import Document, Page, Text, Time, format_time
 from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError

@@ -8,7 +8,7 @@ from pydantic import RootModel
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.secrets import SecretKind, SecretState
 from registry_proxy.access.subject import user_subject
-from registry_proxy.admin.auth import BY_PASSWORD, CALLER
+from registry_proxy.admission.auth import BY_PASSWORD, CALLER
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import (
     USERS_BODY_MAX_BYTES,

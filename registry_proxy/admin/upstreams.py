@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.auth import CALLER
+from registry_proxy.admission.auth import CALLER
 from registry_proxy.api.models import Body, Document, EmptyBody, Page, WholeSeconds
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, invalid

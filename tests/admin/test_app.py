@@ -21,7 +21,7 @@ from yarl import URL
 
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
-from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.admission.auth import OPS_PATHS
 from registry_proxy.cache.holdings import FileHoldings
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.directory.users import UserInput

@@ -13,7 +13,7 @@ from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import Grant, GrantInput, grant_of, make_grant
 from registry_proxy.access.turns import Caller
-from registry_proxy.admin.owners_turns import OwnersTurns
+from registry_proxy.admission.owners_turns import OwnersTurns
 from registry_proxy.directory.users import UserInput
 from registry_proxy.ports.store import Change, Record, Table
 from tests.support.admin_bench import Node, admin_node

@@ -12,7 +12,7 @@ from aiohttp.web import Application, Request
 from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import GrantInput
-from registry_proxy.admin.ops import OPS_PATHS
+from registry_proxy.admission.auth import OPS_PATHS
 from registry_proxy.directory.users import UserInput
 from registry_proxy.protocol.endpoints import Operation, parse_request
 from registry_proxy.protocol.reference import Digest, digest_of

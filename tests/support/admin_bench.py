@@ -19,12 +19,12 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.tokens import TokenSigner, TokenVerifier, create_key_file, open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
-from registry_proxy.admin.auth import AdminGuard
 from registry_proxy.admin.ops import Readiness
-from registry_proxy.admin.plain_http import PlainHttp
 from registry_proxy.admin.repositories import KnownRepositories
-from registry_proxy.admin.sites import Sites
 from registry_proxy.admin.upstreams import Upstream as UpstreamServices
+from registry_proxy.admission.auth import AdminGuard
+from registry_proxy.admission.plain_http import PlainHttp
+from registry_proxy.admission.sites import Sites
 from registry_proxy.audit.signing import AuditVerifier, SignedDocuments
 from registry_proxy.cache.disk import DiskCache
 from registry_proxy.cache.holdings import FileHoldings

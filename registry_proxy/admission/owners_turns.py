@@ -10,7 +10,7 @@ from aiohttp import web
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.turns import Caller, FairTurns, QueueFullError
-from registry_proxy.admin.auth import CALLER, NAMESPACES
+from registry_proxy.admission.auth import CALLER, NAMESPACES
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import JUDGE_ANEW
 from registry_proxy.ports.errors import StoreUnavailableError

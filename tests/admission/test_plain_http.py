@@ -5,7 +5,7 @@ from unittest.mock import Mock
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from registry_proxy.admin.plain_http import PlainHttp
+from registry_proxy.admission.plain_http import PlainHttp
 from registry_proxy.api.problems import ProblemError
 
 PROXY, STRANGER = "10.0.0.1", "10.9.9.9"

@@ -16,7 +16,7 @@ from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
-from registry_proxy.admin import auth
+from registry_proxy.admission import auth
 from registry_proxy.api import requests
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.directory.users import UserInput

@@ -24,9 +24,8 @@ from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind, is_refresh_id
 from registry_proxy.access.subject import ANONYMOUS, SubjectKind, claimed_subject
 from registry_proxy.access.tokens import InvalidTokenError, VerifiedToken
-from registry_proxy.admin.ops import OPS_PATHS
-from registry_proxy.admin.plain_http import PlainHttp
-from registry_proxy.admin.sites import SAFE_METHODS, Sites
+from registry_proxy.admission.plain_http import PlainHttp
+from registry_proxy.admission.sites import SAFE_METHODS, Sites
 from registry_proxy.api.openapi import Audience, endpoint_of
 from registry_proxy.api.problems import Handler, ProblemError, as_problem, too_many_logins
 from registry_proxy.api.requests import ASKED_FOR, JUDGE_ANEW
@@ -44,6 +43,9 @@ BY_PASSWORD: web.RequestKey[bool] = web.RequestKey("by_password", bool)
 
 NAMESPACES: web.RequestKey[tuple[str, ...]] = web.RequestKey("namespaces", tuple)
 """The namespaces that the caller owns, as patterns; absent for administrators, who may do everything."""
+
+OPS_PATHS = ("/metrics", "/healthz", "/readyz")
+"""Paths that need no login."""
 
 _CHALLENGE = 'Basic realm="registry-proxy admin", charset="UTF-8"'
 _LOGIN_SECONDS = 300.0
