@@ -56,7 +56,7 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
             thread.put(Taken(float(i), "", AuditEvent("login", "ok")))
         assert observer.events == [AuditLoss("file", 1)] * 5
         sink.may_go.set()
-        wait_until(lambda: any(taken.event.action == "audit.dropped" for taken in sink.taken), "what was dropped")
+        wait_until(lambda: any(taken.event.action == "audit.dropped" for taken in sink.taken), "the dropped events")
     assert [taken.event.action for taken in sink.taken].count("login") == 10
     (notice,) = [taken.event for taken in sink.taken if taken.event.action == "audit.dropped"]
     assert notice.detail == {"count": 5, "sink": "file"}

@@ -144,7 +144,7 @@ async def test_a_recount_is_right_while_content_comes_and_goes(make_cache: MakeC
     assert (cache.stats()["committed_bytes"], cache.stats()["entries"]) == (sum(sizes), len(sizes))
     tight = make_cache(max_size_bytes=1)
     tight.space.make_room(1, over_max_size=False)
-    assert tight.stats()["entries"] == 0, "what was not in the order could not go"
+    assert tight.stats()["entries"] == 0, "a content outside of the order could not be evicted"
 
 
 @pytest.mark.parametrize("happened", [True, False])

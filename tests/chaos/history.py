@@ -128,7 +128,7 @@ class History:
     operations: list[Operation] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
 
-    # ------------------------------------------------------------ what is possible
+    # ------------------------------------------------------------ possible states
 
     def writes(self, repository: str, tag: str) -> list[Operation]:
         """Return the pushes of a tag."""

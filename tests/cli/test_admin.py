@@ -59,7 +59,7 @@ def test_a_user_is_made_changed_and_removed(run: Run, tmp_path: Path) -> None:
     changed = _json(run("user", "set", "ann", "--remove-group", "dev", "--json"))
     assert changed == {**made, "admin": True, "groups": ["ops"]}
     assert _json(run("user", "set", "ann", "--disable", "--json")) == {**changed, "disabled": True}
-    assert _json(run("user", "set", "ann", "--no-admin", "--json"))["disabled"], "what no option names stays"
+    assert _json(run("user", "set", "ann", "--no-admin", "--json"))["disabled"], "a field without an option stays"
     assert _json(run("user", "set", "ann", "--enable", "--admin", "--json")) == changed
     assert [user["name"] for user in _json(run("user", "list", "--json"))] == ["admin", "ann", "bob"]
     table = run("user", "list").stdout.splitlines()

@@ -445,7 +445,7 @@ def test_a_stop_does_not_wait_for_a_reload(service: StartService) -> None:
     with Connection(running.port) as connection, Connection(running.admin_port) as first:
         assert connection.ask("slow") == "started"
         first.send("reload")
-        wait_until(lambda: len(supervisor_process.children()) == 3, "worker, what made it, and what loads")
+        wait_until(lambda: len(supervisor_process.children()) == 3, "worker, its fork server, and the one that loads")
         with Connection(running.admin_port) as second:
             running.send_signal(signal.SIGTERM)
             assert json.loads(first.receive())["failure"] == "the service is stopping"

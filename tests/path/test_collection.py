@@ -139,7 +139,7 @@ def test_a_pause_is_known_at_every_node_and_outlives_them(
     assert (refused.exit_code, "paused already" in refused.stderr) == (1, True)
     assert two.command("replica", "resume", "main", name_of(first)).exit_code == 0
     wait_until(lambda: all(holds(first, image) for image in images.values()), "it is repaired")
-    wait_until(lambda: not holds(first, gone), "what was deleted is deleted there, too")
+    wait_until(lambda: not holds(first, gone), "the deleted image is deleted there, too")
     wait_until(lambda: [paused(node, first) for node in (one, two)] == [0, 0], "both nodes tell of its end")
     again = one.command("replica", "resume", "main", name_of(first))
     assert (again.exit_code, "is not paused" in again.stderr) == (1, True)

@@ -258,7 +258,7 @@ async def test_an_upload_that_is_gone_is_unknown(start_registry: StartRegistry) 
     assert gone.value.code is ErrorCode.BLOB_UPLOAD_UNKNOWN
 
 
-# ---------------------------------------------------------------- what is sent
+# ---------------------------------------------------------------- requests
 
 
 async def test_every_request_asks_for_plain_bytes_and_carries_the_request_id() -> None:
@@ -310,7 +310,7 @@ async def test_a_base_url_with_a_path_is_put_before_everything() -> None:
             assert registry.requests[-1].target == under
 
 
-# ---------------------------------------------------------------- what is believed
+# ---------------------------------------------------------------- trust in answers
 
 
 @pytest.mark.parametrize("fault", [Fault(omit=("Docker-Content-Digest",)), Fault(method="HEAD", status=405)])
@@ -403,7 +403,7 @@ async def test_a_blob_that_cannot_be_right_is_refused_before_its_bytes(fault: Fa
                 raise AssertionError("opened")
 
 
-# ---------------------------------------------------------------- what fails
+# ---------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize("status", [500, 503])

@@ -134,7 +134,7 @@ async def test_what_is_no_answer_to_a_head_is_asked_by_get(answer: bytes) -> Non
                 assert await read_all(stream) == b"blob"
 
 
-# ---------------------------------------------------------------- what it costs
+# ---------------------------------------------------------------- costs
 
 
 async def test_a_head_that_answers_is_all_that_is_sent() -> None:

@@ -199,7 +199,7 @@ async def test_upstreams_without_a_list_are_left_out_with_a_warning() -> None:
     page = await discover(None).list_repositories(["**"], lambda _: True, None, None)
     assert (page.items, page.warning) == (["app", "hub/app"], None)
     page = await discover(NO_LIST()).list_repositories(["team/**"], lambda _: True, None, None)
-    assert page.warning is None, "it is nobody's business who can see nothing of it"
+    assert page.warning is None, "a caller who sees nothing of it gets no warning"
 
 
 async def test_no_list_at_all_is_no_empty_list() -> None:

@@ -99,7 +99,7 @@ async def test_another_replica_answers() -> None:
         a.inject(limited())
         await reader.resolve_tag(REPOSITORY, Tag("1"))
         await reader.resolve_tag(REPOSITORY, Tag("2"))
-        assert a.count("HEAD") + b.count("HEAD") <= 3, "the one that has us wait is left alone"
+        assert a.count("HEAD") + b.count("HEAD") <= 3, "the replica that limits us gets no request"
         b.inject(Fault("^/v2/.", status=500))
         assert (await limit_of(reader.resolve_tag(REPOSITORY, Tag("1")))).words in {WORDS, ""}
         await b.stop()

@@ -238,7 +238,7 @@ async def test_a_broken_read_goes_on_at_the_other_replica(pair: Pair, fault: Fau
     assert sorted(pair.asked("GET", "blobs")) == [1, 1]
 
 
-# ---------------------------------------------------------------- what is absent
+# ---------------------------------------------------------------- absent contents
 
 
 async def test_the_other_replica_gives_what_one_misses(pair: Pair) -> None:
@@ -289,7 +289,7 @@ async def test_over_shared_storage_one_404_is_the_truth(pair: Pair) -> None:
         assert sum(pair.asked("HEAD", "blobs")) == 1
 
 
-# ---------------------------------------------------------------- what a replica misses
+# ---------------------------------------------------------------- missed writes
 
 
 async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair) -> None:
@@ -406,7 +406,7 @@ async def test_lists_come_from_current_replicas(pair: Pair) -> None:
     both = ScriptedMarks(tags={("a", "deleted"), ("b", "kept")})
     pair.b.faults.clear()
     async with open_reader(pair.urls, marks=both) as reader:
-        assert await reader.list_tags(REPOSITORY) == ["kept"], "of all that are behind, each for what it does not miss"
+        assert await reader.list_tags(REPOSITORY) == ["kept"], "all are behind, and each lists what it does not miss"
 
 
 # ---------------------------------------------------------------- patience
