@@ -17,10 +17,10 @@ _Key = ec.EllipticCurvePrivateKey
 
 
 def make_certificate(folder: Path, address: str) -> tuple[Path, Path, Path]:
-    """Make an authority once, and a certificate whenever there is none that lasts; return authority, certificate, key.
+    """Make an authority once, and a certificate when there is no valid one; return authority, certificate, key.
 
     Args:
-        folder: where they lie.
+        folder: the directory of the files.
         address: of the listener; the certificate also has the names of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Shows the road from a commit to a running container, and back, on this machine; leaves nothing behind.
+"""Shows the way from a commit to a running container, and back, on this machine; leaves nothing behind.
 
-Everything is real and of this demo's own, below one temporary directory: two registries, registry-proxy, a Docker
+Everything is real and separate for this demo, below one temporary directory: two registries, registry-proxy, a Docker
 engine, a bare Git repository. The parts that a team would take over are in examples/flow.
 """
 
@@ -63,7 +63,7 @@ def tell(text: str) -> None:
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:
-    """Return when something has become true. Ends the demo when it does not."""
+    """Return when a condition is true. Ends the demo when it does not become true."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -75,8 +75,8 @@ class Demo:
     """The parts of the demo; its methods are the steps.
 
     Args:
-        root: holds all that is written.
-        started: ends what is started.
+        root: holds all files of the demo.
+        started: ends all started programs.
     """
 
     def __init__(self, root: Path, started: ExitStack) -> None:
@@ -176,7 +176,7 @@ class Demo:
         self.run("sh", "-c", "docker ps -aq | xargs -r docker rm -f", quietly=True)
 
     def make_accounts(self) -> None:
-        """Make a robot that builds, and one that deploys, which may only pull."""
+        """Make a robot that builds, and one that deploys and may only pull."""
         for robot, actions in (("builder", "pull,push"), ("deployer", "pull")):
             self.run("registry-proxy", "robot", "add", robot)
             self.run("registry-proxy", "grant", "add", f"robot:{robot}", "team/**", actions)
@@ -227,7 +227,7 @@ class Demo:
         return next((each for each in json.loads(output) if each["runs"]), {"revision": "", "digest": ""})
 
     def go_back(self, digest: str) -> None:
-        """Move the tag back to a digest, by a push of what it was."""
+        """Move the tag back to a digest, by a push of the earlier image."""
         old = f"{self.image}@{digest}"
         self.run("docker", "pull", "-q", old, home="builder")
         self.run("docker", "tag", old, f"{self.image}:{BRANCH}", home="builder")
@@ -241,7 +241,7 @@ def is_listening(port: int) -> bool:
 
 
 def fetch(url: str) -> str:
-    """Return what a URL answers; "" where it does not."""
+    """Return the answer of a URL; "" where there is none."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=5) as answer:
@@ -263,7 +263,7 @@ def base_image() -> bytes:
 
 @contextmanager
 def nothing_left() -> Iterator[Path]:
-    """Give a directory, and remove it and what a Docker engine leaves elsewhere, at the end of the with block."""
+    """Give a directory, and remove it and the other files of a Docker engine at the end of the with block."""
     had_key, had_groups = _KEY.exists(), set(glob.glob(_CGROUPS, recursive=True))
     root = Path(tempfile.mkdtemp(prefix="registry-proxy-demo-"))
     try:

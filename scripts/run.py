@@ -174,7 +174,7 @@ def tell(proxy: "subprocess.Popen[str]", ca_file: Path | None) -> None:
 
 
 def use_tls(config: str) -> Path:
-    """Have the public listener speak TLS with a certificate of our own authority; return the file of that."""
+    """Serve TLS on the public listener with a certificate of our own authority; return the file of the authority."""
     try:
         settings = load_settings(config, os.environ)
     except SettingsError as error:

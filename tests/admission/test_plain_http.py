@@ -1,4 +1,4 @@
-"""Changes over plain HTTP: from which addresses they are accepted."""
+"""Changes over plain HTTP: the addresses from which they are accepted."""
 
 from unittest.mock import Mock
 
@@ -30,7 +30,7 @@ HTTPS = {"X-Forwarded-Proto": "https"}
 def test_a_change_that_others_can_read_is_refused(
     *, remote: str, headers: dict[str, str], is_tls: bool, is_allowed: bool, is_accepted: bool
 ) -> None:
-    """Without TLS, changes come from this machine or through a trusted proxy that has it, or by `admin_insecure`."""
+    """Without TLS, changes come from this machine or through a trusted proxy with TLS, or need `admin_insecure`."""
     transport = Mock()
     transport.get_extra_info = {"ssl_object": object() if is_tls else None, "peername": (remote, 1)}.get
     request = make_mocked_request("PUT", "/admin/v1/users/ann", headers=headers, transport=transport)

@@ -56,7 +56,7 @@ def test_standard_webhooks_accepts_a_secret_without_padding() -> None:
 
 @pytest.mark.parametrize("secret", [SECRET, STANDARD, STANDARD.rstrip("=")])
 def test_the_deployer_of_the_examples_accepts_our_signature_alone(secret: str) -> None:
-    """By any of the live secrets; not another body, another secret, an old attempt, or none."""
+    """It accepts each live secret; it refuses another body, another secret, an old attempt, and no signature."""
     request = composed(pushed(1), secrets=[OLD, secret])
     headers = Message()
     for name, text in request.headers.items():

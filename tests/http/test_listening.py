@@ -20,7 +20,7 @@ from tests.support.waiting import until
 
 
 class Echo(asyncio.Protocol):
-    """Sends back what it gets."""
+    """Sends its input back."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -55,7 +55,7 @@ def files(certificate: Path) -> TlsFiles:
 
 
 async def test_a_silent_client_is_counted_and_cut(files: TlsFiles) -> None:
-    """A connection that begins no TLS counts as unfinished from its first moment, and ends with the time for a head."""
+    """A silent connection counts as unfinished from its first moment, and ends after the time for a head."""
     async with listening(files, ConnectionLimits(header_seconds=0.2)) as (port, connections, listener):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         await until(lambda: connections.total == 1)
@@ -68,7 +68,7 @@ async def test_a_silent_client_is_counted_and_cut(files: TlsFiles) -> None:
 
 
 async def test_a_client_that_stops_in_the_handshake_is_cut(files: TlsFiles) -> None:
-    """The beginning of a hello alone holds nothing for longer than a head may take."""
+    """The beginning of a hello alone keeps a connection for no longer than a head may take."""
     async with listening(files, ConnectionLimits(header_seconds=0.2)) as (port, connections, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"\x16\x03\x01")
@@ -80,7 +80,7 @@ async def test_a_client_that_stops_in_the_handshake_is_cut(files: TlsFiles) -> N
 
 
 async def test_one_address_has_its_share_of_handshakes(files: TlsFiles) -> None:
-    """Beyond an eighth of all connections the next silent one of an address is ended, and others are served."""
+    """Beyond an eighth of all connections the next silent one of an address is closed, and others are served."""
     async with listening(files, ConnectionLimits(connections_max=64)) as (port, connections, _):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
         await until(lambda: connections.total == 8)
@@ -90,7 +90,7 @@ async def test_one_address_has_its_share_of_handshakes(files: TlsFiles) -> None:
 
 
 async def test_plain_http_is_answered_in_plain_http(files: TlsFiles) -> None:
-    """A client that forgot the s reads what to do, and its connection ends."""
+    """A client that writes http for https gets an answer with the right scheme, and its connection ends."""
     async with listening(files) as (port, connections, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -103,7 +103,7 @@ async def test_plain_http_is_answered_in_plain_http(files: TlsFiles) -> None:
 
 
 async def test_tls_is_served_and_counted_by_its_protocol(files: TlsFiles) -> None:
-    """After the handshake the listener counts the connection no more: the protocol behind it does."""
+    """After the handshake the count of the connection passes to the protocol behind it."""
     context = ssl.create_default_context(cafile=files.cert_file)
     async with listening(files) as (port, connections, listener):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)

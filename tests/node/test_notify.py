@@ -1,4 +1,4 @@
-"""Notifications to the service manager, on a socket as systemd's."""
+"""Notifications to the service manager, on a socket like systemd's."""
 
 import os
 import signal
@@ -62,6 +62,6 @@ async def test_the_watchdog_is_fed_by_the_process_that_it_watches(manager: socke
 
 
 def test_without_a_manager_nothing_happens() -> None:
-    """A service that nobody manages, or whose manager is gone, goes on."""
+    """A service without a manager, or whose manager is gone, goes on."""
     ServiceManager({}).ready("x")
     ServiceManager({"NOTIFY_SOCKET": "/absent/notify"}).stopping()

@@ -1,4 +1,4 @@
-"""Both listeners over TLS of their own: pushes, pulls, the admin API, an exchanged certificate."""
+"""Both listeners with TLS: pushes, pulls, the admin API, an exchanged certificate."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ class Secured:
         self.user = User(proxy, "ann", "password of a user", url=self.url)
 
     def serial(self) -> int:
-        """Return the serial number of the certificate that a new connection gets."""
+        """Return the serial number of the certificate on a new connection."""
         with socket.create_connection(("127.0.0.1", self.proxy.port)) as plain:
             unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
@@ -97,7 +97,7 @@ def pull_cold(secured: Secured) -> None:
 
 
 def test_a_certificate_is_exchanged_without_a_failed_request(secured: Secured) -> None:
-    """Under load, new connections get the new certificate soon; files that do not fit together change nothing."""
+    """Under load, new connections get the new certificate soon; files that do not match change nothing."""
     secured.user.push(REPOSITORY, "v1", make_image(tar_of(b"one")))
     failed: list[object] = []
     stop = threading.Event()
@@ -130,7 +130,7 @@ def test_a_certificate_is_exchanged_without_a_failed_request(secured: Secured) -
 def test_a_client_without_a_certificate_is_refused(
     start_registry: StartRegistry, start_proxy: StartProxy, certificate: Path
 ) -> None:
-    """With `client_ca_file` the admin listener answers only clients that show a certificate of that authority."""
+    """With `client_ca_file` the admin listener answers only clients with a certificate of that authority."""
     key = certificate.with_name("key.pem")
     tls = {"cert_file": str(certificate), "key_file": str(key), "client_ca_file": str(certificate)}
     proxy = start_proxy([start_registry("first")], {"admin_tls": tls, "admin_insecure": False})
