@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -192,6 +193,28 @@ class Launcher:
                 raise StartError(f"cannot start {name}: {error}") from None
             on_failure.pop_all()
         return Process(name, identity, child, reader, writer, self.ask_reload)
+
+
+class Identities:
+    """The numbers of the processes of a node; a process keeps its own from before its start until it has ended."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    @contextlib.contextmanager
+    def taking(self) -> Iterator[int]:
+        """Take the lowest free number; it is free again where the start of the process fails."""
+        identity = next(number for number in itertools.count() if number not in self._taken)
+        self._taken.add(identity)
+        try:
+            yield identity
+        except BaseException:
+            self.free(identity)
+            raise
+
+    def free(self, identity: int) -> None:
+        """Have the number of a process that has ended used again."""
+        self._taken.discard(identity)
 
 
 async def first_of(seconds: float | None, *waits: Coroutine[Any, Any, object]) -> None:

@@ -9,7 +9,6 @@ all of it is ready the one before hands over: it takes nothing new and ends when
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from registry_proxy.node.host import ADMIN_PASSWORD_VARIABLE, empty_directory, l
 from registry_proxy.node.listeners import PortTakenError, bind_listeners
 from registry_proxy.node.memory import NodeMemory, claim_memory
 from registry_proxy.node.notify import ServiceManager
-from registry_proxy.node.processes import Launcher, Process, first_of
+from registry_proxy.node.processes import Identities, Launcher, Process, first_of
 from registry_proxy.node.refusal import refusing
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.tasks import end, spawn
@@ -73,6 +72,7 @@ class Supervisor:
         self._disk_changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._processes: set[Process] = set()
+        self._identities = Identities()
         self._public: list[socket.socket] = []
         self._admin: socket.socket | None = None
         self._current = Generation(1, self._settings, self._settings)
@@ -334,10 +334,6 @@ class Supervisor:
 
     # ------------------------------------------------------------ processes
 
-    def _free_identity(self) -> int:
-        taken = {process.identity for process in self._processes}
-        return next(number for number in itertools.count() if number not in taken)
-
     def _admit(self, process: Process) -> Worker:
         self._processes.add(process)
         if self._stopping.is_set():
@@ -349,6 +345,7 @@ class Supervisor:
         self._processes.discard(process)
         self._forks.reap_orphans()
         forget_gauges(self._metrics_directory, str(process.identity))
+        self._identities.free(process.identity)
         return reason
 
     async def _start(self, generation: Generation) -> None:
@@ -368,19 +365,19 @@ class Supervisor:
             raise StartError(_STOPPING)
         public = self._public[slot :: generation.settings.workers]
         admin = self._admin if slot == 0 else None
-        identity = self._free_identity()
         command = {
             "slot": slot,
             "is_first": is_first,
             "admin_password": (os.environ.get(ADMIN_PASSWORD_VARIABLE) or None) if is_first else None,
-            "process": str(identity),
             "metrics": self._metrics_directory,
             "mark": None if self._memory is None or generation.is_stand_in else self._memory.mark,
             "is_stand_in": generation.is_stand_in,
             "was_away": self._current.is_stand_in and not generation.is_stand_in,
             "settings": generation.settings.to_json(),
         }
-        process = await self._launcher.launch(f"worker {slot}", identity, command, public, admin)
+        with self._identities.taking() as identity:
+            command["process"] = str(identity)
+            process = await self._launcher.launch(f"worker {slot}", identity, command, public, admin)
         generation.workers[slot] = self._admit(process)
         if generation.over.is_set():
             process.kill()

@@ -13,7 +13,7 @@ from tests.acceptance.clients import Client
 from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
 from tests.support.copied import Copies
-from tests.support.product import Image, Proxy, make_image, proxy_server, random_bytes, tar_of
+from tests.support.product import Image, Proxy, make_image, notice_down, proxy_server, random_bytes, tar_of
 from tests.support.servers import docker_registry, running, terminated, wait_until
 
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
@@ -87,8 +87,7 @@ def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
         if request.param is not None:
             registries[request.param].stop()
-            down = {"replica": f"127.0.0.1:{registries[request.param].port}", "state": "down"}
-            wait_until(lambda: proxy.metric("registry_proxy_replica_state", **down) == 1, "the replica is down")
+            notice_down(user, "before/none")
         yield proxy
 
 

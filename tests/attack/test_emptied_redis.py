@@ -7,7 +7,7 @@ import redis as client_of_redis
 
 from tests.attack.test_replica_back_in_time import data_of
 from tests.conftest import StartProxy
-from tests.support.product import Proxy, make_image, random_bytes
+from tests.support.product import Proxy, make_image, notice_down, random_bytes
 from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
@@ -61,7 +61,7 @@ def test_an_image_without_a_tag_outlives_an_emptied_redis_and_then_the_storage_o
     wait_until(lambda: not is_reported(proxy), "the replicas were compared", timeout_seconds=60)
     second.stop(9)
     shutil.rmtree(data_of(second))
-    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
+    notice_down(user, REPOSITORY)
     second.start()
     wait_until(
         lambda: (

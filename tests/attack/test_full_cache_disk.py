@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import require_program
 from tests.support.copied import Copies
 from tests.support.disks import MIB, Disk, mounted_disk
-from tests.support.product import Proxy, User, digest_of, make_image, proxy_server, random_bytes
+from tests.support.product import Proxy, User, digest_of, make_image, notice_down, proxy_server, random_bytes
 from tests.support.servers import Server, docker_registry, running, wait_until
 
 REPOSITORY = "team/app"
@@ -109,7 +109,7 @@ def test_a_push_that_a_replica_misses_needs_the_disk(
     blob = random_bytes(3 * MIB)
     second.stop()
     try:
-        wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "one replica is down")
+        notice_down(ann, REPOSITORY)
         shutil.rmtree(disk.path / "cache" / "blobs" / "sha256", ignore_errors=True)
         disk.fill()
         refused = ann.push_blob(REPOSITORY, blob)

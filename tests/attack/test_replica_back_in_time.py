@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy
-from tests.support.product import OCI_MANIFEST, Image, Proxy, User, make_image, random_bytes
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, make_image, notice_down, random_bytes
 from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
@@ -114,7 +114,7 @@ def test_a_restart_with_an_older_copy_is_noticed_before_a_request(
             assert client.delete(f"/manifests/{image.digest}").status_code == 202
     second.stop(9)
     put_back(second, copy)
-    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
+    notice_down(user, REPOSITORY)
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 0, "it is seen to be back")
     for image in old.values():

@@ -16,6 +16,7 @@ from tests.attack.test_replica_back_in_time import (
     wait_until_healed,
 )
 from tests.conftest import StartProxy
+from tests.support.product import notice_down
 from tests.support.servers import Server, wait_until
 
 
@@ -28,7 +29,7 @@ def test_a_wiped_replica_is_noticed_before_the_other_one_dies(
     images = push_all(user, "one")
     second.stop(9)
     shutil.rmtree(data_of(second))
-    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be away")
+    notice_down(user, REPOSITORY)
     second.start()
     wait_until(lambda: proxy.metric("registry_proxy_replica_returned_total", reason="empty") > 0, "it is counted")
     # The metrics are up to a second old and may still report nothing as missing.

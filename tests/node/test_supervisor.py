@@ -504,6 +504,24 @@ def test_identities_are_used_again(service: StartService) -> None:
     assert seen <= {"0", "1"}
 
 
+def has_others(running: Service, killed: list[psutil.Process]) -> bool:
+    """Tell whether as many workers run as were killed, and none of those."""
+    return len(set(running.workers()) - set(killed)) == len(killed)
+
+
+def test_workers_that_die_together_get_an_identity_each(service: StartService) -> None:
+    """Two with one identity would write to the same metrics files, and no scrape could be answered any more."""
+    running = service(workers=2).started()
+    for _ in range(3):
+        killed = running.workers()
+        for worker in killed:
+            worker.kill()
+        wait_until(functools.partial(has_others, running, killed), "both are replaced")
+        wait_until(lambda: answers(running), "they answer")
+        inside = [json.loads(running.ask("inside")) for _ in range(40)]
+        assert len({one["id"] for one in inside}) == len({one["slot"] for one in inside})
+
+
 def test_a_hung_worker_is_no_obstacle_to_a_reload(service: StartService) -> None:
     """A stopped worker is replaced with the others, and killed."""
     running = service(workers=2, silence=3).started()

@@ -21,10 +21,10 @@ from tests.support.copied import Copies
 from tests.support.product import (
     OCI_MANIFEST,
     Image,
-    Proxy,
     User,
     digest_of,
     make_image,
+    notice_down,
     proxy_server,
     push_directly,
     random_bytes,
@@ -76,11 +76,11 @@ def new_repository() -> str:
     return f"spec/app{next(_numbers)}"
 
 
-def lose_one(proxy: Proxy, registries: list[Server]) -> None:
+def lose_one(user: User, registries: list[Server]) -> None:
     """Stop the last of the registries after its comparison with the others: without, its contents are unknown."""
-    wait_until(lambda: "fallback tags of its replicas were compared" in proxy.log_text(), "replicas are compared")
+    wait_until(lambda: "fallback tags of its replicas were compared" in user.proxy.log_text(), "replicas are compared")
     registries.pop().stop()
-    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "one is down")
+    notice_down(user, new_repository())
 
 
 StartService = Callable[[str], Service]
@@ -102,9 +102,10 @@ def services(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterat
                 stack.enter_context(running(registry))
             proxy = proxy_server(root / f"proxy{number}", registries, copies=copies)
             stack.enter_context(running(proxy))
+            user = proxy.add_user("ann", pull_push_delete=["spec/**"])
             if case == DOWN:
-                lose_one(proxy, registries)
-            return Service(proxy.add_user("ann", pull_push_delete=["spec/**"]), registries)
+                lose_one(user, registries)
+            return Service(user, registries)
 
         yield start_service
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 
 from tests.conftest import StartProxy
-from tests.support.product import OCI_MANIFEST, Proxy, digest_of, make_image, random_bytes
+from tests.support.product import OCI_MANIFEST, Proxy, digest_of, make_image, notice_down, random_bytes
 from tests.support.servers import Server, wait_until
 
 MIB = 2**20
@@ -29,13 +29,6 @@ def digest_at(server: Server, tag: str) -> str | None:
     """Return the digest of a tag at a registry, asked past the proxy."""
     digest: str | None = head(server, f"manifests/{tag}").headers.get("Docker-Content-Digest")
     return digest
-
-
-def state(proxy: Proxy, server: Server) -> str:
-    """Return the state of a registry according to the proxy."""
-    with proxy.admin() as admin:
-        replicas = admin.get("/upstreams/main").raise_for_status().json()["replicas"]
-    return next(str(each["state"]) for each in replicas if each["url"] == server.url)
 
 
 def is_equal(proxy: Proxy) -> bool:
@@ -115,7 +108,7 @@ def test_a_quorum_that_is_known_to_be_missing_is_reported_first(
     user = proxy.add_user("ann", pull_push=["team/**"])
     image = make_image(random_bytes(1000))
     second.stop(signal.SIGKILL)
-    wait_until(lambda: state(proxy, second) == "down", "the registry is known to be down")
+    notice_down(user, "team/other")
     for answer in (
         user.push_blob(REPOSITORY, next(iter(image.blobs.values()))),
         user.push_manifest(REPOSITORY, "1", image),

@@ -22,7 +22,7 @@ from tests.repair.test_verify import compare
 from tests.support.fakes.images import build_cache, image, index
 from tests.support.fakes.registry import FakeRegistry, Fault
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
-from tests.support.product import Image, Proxy, make_image, random_bytes
+from tests.support.product import Image, Proxy, make_image, notice_down, random_bytes
 from tests.support.refusal import refused
 from tests.support.servers import Server, wait_until
 
@@ -239,7 +239,7 @@ def _look_at_unlike(proxy: Proxy, liberal: Server, strict: Server, odd: Image) -
     assert "cannot take 2" in proxy.command("replica", "list").stdout
     assert proxy.log_text().count("cannot have") == 3  # once for the push, once for each key when it was tried again
     liberal.stop(9)
-    wait_until(lambda: proxy.metric("registry_proxy_replica_state", state="down") == 1, "it is seen to be down")
+    notice_down(user, "team/app")
     (proxy.cache / "repositories").rename(proxy.root / "lost")
     assert user.get("team/app", "manifests/plain").status_code == 200
     assert user.get("team/app", f"manifests/{odd.digest}").status_code == 503

@@ -187,6 +187,19 @@ class Image:
         return digest_of(self.manifest)
 
 
+def notice_down(user: "User", repository: str, count: int = 1) -> None:
+    """Have the product find out that registries are down, by a request: without one its probes take ten seconds.
+
+    Args:
+        user: may push to the repository.
+        repository: need not exist.
+        count: how many are down.
+    """
+    with user.client(repository, "pull,push") as client:
+        client.head(f"/blobs/{digest_of(b'nobody has this')}")
+    wait_until(lambda: user.proxy.metric("registry_proxy_replica_state", state="down") == count, "it is known as down")
+
+
 def make_image(*layers: bytes, label: str = "", **settings: object) -> Image:
     """Return an OCI image with the given layers; a different label makes a different image.
 
