@@ -65,6 +65,7 @@ class AdminServices:
         guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.
         deliveries: events on their way to receivers.
+        public_url: where clients reach the registry; "" where that is not configured.
         deployments: reports of what runs where.
     """
 
@@ -83,6 +84,7 @@ class AdminServices:
     guard: AdminGuard
     audit_files: AuditFiles
     deliveries: DeliveryRecord
+    public_url: str
     deployments: Deployments
 
 
@@ -114,8 +116,8 @@ def make_admin_app(services: AdminServices) -> web.Application:
         RepositoryResource(services.known),
         TagResource(services.history, services.route, control),
         AuditResource(services.audit_files),
-        SubscriptionResource(directory.subscriptions, services.deliveries),
-        DeliveryResource(services.deliveries),
+        SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),
+        DeliveryResource(services.deliveries, directory.subscriptions),
         DeploymentResource(services.deployments, control, services.route, services.history.record),
         NodeResource(services.reload),
     ]

@@ -12,6 +12,7 @@ from registry_proxy.access.grant import Grant, GrantInput, GrantMode, make_grant
 from registry_proxy.access.policy import Policy
 from registry_proxy.access.subject import ANONYMOUS, subject_fault
 from registry_proxy.admission.auth import CALLER, NAMESPACES
+from registry_proxy.admission.namespaces import joined, lies_inside
 from registry_proxy.admission.owners_turns import OwnersTurns
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import (
@@ -181,7 +182,7 @@ class GrantResource:
         """Return the grant in the path; one outside of the caller's namespaces seems not to exist."""
         grant_id = name_of(request, "grant")
         grant = await self._directory.grants.get(grant_id)
-        if not _may_see(request, grant.repository):
+        if not lies_inside(request, grant.repository):
             raise NotFoundError(f"there is no grant {grant_id}")
         return grant
 
@@ -199,9 +200,9 @@ class GrantResource:
             raise InvalidError(faults)
         policy, caller = await self._control.policy(), request[CALLER].subject
         namespaces = None if body.subject == caller else request.get(NAMESPACES)
-        if namespaces is not None and not _may_see(request, body.repository):
+        if namespaces is not None and not lies_inside(request, body.repository):
             # Of itself everybody may know everything: whoami shows the grants anyway.
-            outside = Fault("#/repository", f"expected one that lies in {_joined(namespaces)}")
+            outside = Fault("#/repository", f"expected one that lies in {joined(namespaces)}")
             not_self = Fault("#/subject", f"expected {caller}: only administrators and owners ask about others")
             raise ProblemError(403, "this is not yours to ask", faults=[outside if namespaces else not_self])
         decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
@@ -221,20 +222,11 @@ def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list
     return doubts
 
 
-def _may_see(request: web.Request, repository: str) -> bool:
-    """Tell whether a repository, or all that a pattern matches, lies in a namespace of the caller's.
-
-    An administrator sees all.
-    """
-    namespaces = request.get(NAMESPACES)
-    return namespaces is None or any(is_below(repository, each) for each in namespaces)
-
-
 def _check_inside(namespaces: tuple[str, ...], body: GrantBody) -> None:
     """Refuse a grant by the owner of namespaces that reaches outside of them, or makes another owner."""
     faults = []
     if not any(is_below(body.repository, each) for each in namespaces):
-        faults.append(Fault("#/repository", f"expected a pattern that lies in {_joined(namespaces)}"))
+        faults.append(Fault("#/repository", f"expected a pattern that lies in {joined(namespaces)}"))
     if Action.MANAGE in body.actions:
         faults.append(Fault("#/actions", "only an administrator gives the right to manage"))
     if faults:
@@ -245,7 +237,7 @@ def _check_room(namespaces: tuple[str, ...], policy: Policy) -> None:
     """Refuse one more grant by the owner of namespaces that have as many as an owner may give."""
     if policy.count_grants_below(namespaces) >= _OWNERS_GRANTS_MAX:
         detail = (
-            f"there are {_OWNERS_GRANTS_MAX} grants in {_joined(namespaces)} already: remove some first, give one "
+            f"there are {_OWNERS_GRANTS_MAX} grants in {joined(namespaces)} already: remove some first, give one "
             "to a group instead of to each of its members, or ask an administrator"
         )
         raise ProblemError(409, detail)
@@ -256,10 +248,6 @@ def _check_not_of_owner(grant: Grant) -> None:
     if Action.MANAGE in grant.actions:
         fault = Fault("", "only an administrator removes the right to manage")
         raise ProblemError(403, "this is not yours to take", faults=[fault])
-
-
-def _joined(namespaces: tuple[str, ...]) -> str:
-    return " or ".join(namespaces)
 
 
 def _covers(grant: Grant, repository: str) -> bool:

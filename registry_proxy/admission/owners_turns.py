@@ -1,4 +1,4 @@
-"""Turns of owners of namespaces at changing grants: each change has every worker compile its policy anew."""
+"""Turns of owners of namespaces at changes: each one has every worker read its policy or subscriptions anew."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _REST_MIN_SECONDS: Final = 0.05
 
 
 class OwnersTurns:
-    """Lets owners change grants one at a time, in rotation, and no faster than policies are compiled beside all else.
+    """Lets owners change things one at a time, in rotation, and no faster than policies are compiled beside all else.
 
     Administrators need no turn.
 
@@ -52,9 +52,7 @@ class OwnersTurns:
         try:
             await self._turns.begin(Caller(request[CALLER].subject, is_known=False))
         except QueueFullError:
-            detail = (
-                "too many changes of grants wait: send one after the other, or ask an administrator for many at once"
-            )
+            detail = "too many changes wait: send one after the other, or ask an administrator for many at once"
             raise ProblemError(429, detail, headers={"Retry-After": "5"}) from None
         try:
             if (judge_anew := request.get(JUDGE_ANEW)) is not None:

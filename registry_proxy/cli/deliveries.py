@@ -9,6 +9,8 @@ from registry_proxy.cli.subscriptions import SubscriptionName
 from registry_proxy.terminal.client import AdminClient, admin_client, given
 from registry_proxy.terminal.output import (
     JsonOption,
+    YesOption,
+    confirm,
     counted,
     print_facts,
     print_note,
@@ -48,7 +50,7 @@ def list_deliveries(
     state: Annotated[str | None, typer.Option(help="Only queued, delivered or dead ones.")] = None,
     _json: JsonOption = False,
 ) -> None:
-    """List deliveries, up to 1000 in each state: queued, delivered lately, and dead letters."""
+    """List deliveries: queued, delivered lately, and dead letters."""
     with admin_client() as admin:
         if subscription is not None:
             admin.call("GET", "subscriptions", subscription)  # a mistyped name has no deliveries either
@@ -75,8 +77,7 @@ def replay_deliveries(
     _json: JsonOption = False,
 ) -> None:
     """Send an event again, or all dead letters of a subscription; each is marked as a replay."""
-    if everything != (delivery is None) or everything != (subscription is not None):
-        raise typer.BadParameter("name a delivery by its ID, or give --all --subscription NAME")
+    _check_choice(delivery, subscription, everything=everything)
     with admin_client() as admin:
         if delivery is not None:
             _replay_one(admin, delivery)
@@ -84,6 +85,37 @@ def replay_deliveries(
             number = _replay_dead(admin, subscription)
             note = f"{counted(number, 'dead letter', 'are queued')} again for {subscription}."
             print_result({"subscription": subscription, "replayed": number}, note)
+
+
+@event_app.command("dismiss")
+def dismiss_deliveries(
+    delivery: Annotated[str | None, typer.Argument(metavar="ID", help="The dead letter, from `event list`.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters of a subscription.")] = False,
+    subscription: Annotated[str | None, typer.Option(help="The subscription of --all.")] = None,
+    yes: YesOption = False,
+    _json: JsonOption = False,
+) -> None:
+    """Remove a dead letter, or all of a subscription, without sending it again; --all asks first."""
+    _check_choice(delivery, subscription, everything=everything)
+    with admin_client() as admin:
+        if delivery is not None:
+            admin.call("DELETE", "deliveries", delivery)
+            print_result({"dismissed": 1}, "The dead letter is dismissed.")
+        elif subscription is not None:
+            query = {"subscription": subscription, "state": "dead"}
+            admin.call("GET", "subscriptions", subscription)
+            dead = admin.list_all("deliveries", query=query)
+            if dead:
+                confirm(f"Dismiss {counted(len(dead), 'dead letter')} of {subscription}?", yes=yes)
+            for each in dead:
+                admin.call("DELETE", "deliveries", each["id"])
+            note = f"{counted(len(dead), 'dead letter', 'are dismissed')} of {subscription}."
+            print_result({"subscription": subscription, "dismissed": len(dead)}, note)
+
+
+def _check_choice(delivery: str | None, subscription: str | None, *, everything: bool) -> None:
+    if everything != (delivery is None) or everything != (subscription is not None):
+        raise typer.BadParameter("name a delivery by its ID, or give --all --subscription NAME")
 
 
 def _replay_one(admin: AdminClient, delivery: str) -> None:

@@ -23,8 +23,11 @@ from registry_proxy.protocol.patterns import repository_pattern_fault, tag_patte
 
 SECRETS_MAX = 2
 SECRET_MIN_CHARACTERS = 16
-_SUBSCRIPTIONS_MAX = 100
+_SUBSCRIPTIONS_MAX = 500
 """Limit of subscriptions: every push is compared with all of them, and may be queued for each."""
+
+OWNERS_SUBSCRIPTIONS_MAX = 400
+"""Number of subscriptions from which on only administrators make more."""
 
 _TEXT_MAX_CHARACTERS = 4096
 _HEADERS_MAX = 20

@@ -3,6 +3,8 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from operator import itemgetter
 
 from registry_proxy.events.delivery import DeliveryState, ListedDelivery, key_of, listed
 from registry_proxy.events.outbox import outbox_change
@@ -15,7 +17,6 @@ _TABLES = {
     DeliveryState.DELIVERED: Table.DELIVERED,
     DeliveryState.DEAD: Table.DEAD_LETTERS,
 }
-LISTED_MAX = 1000
 
 
 class DeliveryRecord:
@@ -30,17 +31,39 @@ class DeliveryRecord:
         self._store = store
         self._clock = clock
 
-    async def list(self, subscription: str | None, state: DeliveryState | None) -> Sequence[ListedDelivery]:
-        """Return deliveries in a state, or in each, oldest numbers first; of one subscription, or of all.
+    async def page(
+        self,
+        subscriptions: Sequence[str] | None,
+        state: DeliveryState | None,
+        limit: int,
+        *,
+        after: str = "",
+        is_shown: Callable[[ListedDelivery], bool] = lambda _: True,
+    ) -> tuple[Sequence[ListedDelivery], bool]:
+        """Return some deliveries by subscription, repository and number, and whether there are more.
 
-        At most LISTED_MAX in each state.
+        Args:
+            subscriptions: only those of these; None for all.
+            state: only those in this one; None for all.
+            limit: number of deliveries.
+            after: only those behind this key.
+            is_shown: tells which deliveries may be seen.
         """
-        prefix = "" if subscription is None else f"{subscription}/"
-        return [
-            listed(record, each)
-            for each in ([state] if state is not None else DeliveryState)
-            for record in await self._store.list(_TABLES[each], prefix, limit=LISTED_MAX)
-        ]
+        tables = [(each, _TABLES[each]) for each in ([state] if state is not None else DeliveryState)]
+        shown: list[ListedDelivery] = []
+        for prefix in [""] if subscriptions is None else sorted(f"{name}/" for name in subscriptions):
+            begin, is_left = after, True
+            while is_left and len(shown) <= limit:
+                found = [
+                    (record.key, listed(record, each))
+                    for each, table in tables
+                    for record in await self._store.list(table, prefix, after=begin, limit=limit + 1)
+                ]
+                found = sorted(found, key=itemgetter(0))[: limit + 1]
+                shown += [delivery for _, delivery in found if is_shown(delivery)]
+                is_left = len(found) > limit
+                begin = found[-1][0] if is_left else begin
+        return shown[:limit], len(shown) > limit
 
     async def get(self, delivery_id: str) -> ListedDelivery | None:
         """Return a delivery; None for one that is not on record."""
@@ -66,6 +89,19 @@ class DeliveryRecord:
             except ConflictError:  # somebody else replays it
                 return delivery
         return delivery
+
+    async def dismiss(self, delivery_id: str) -> ListedDelivery | None:
+        """Take a dead letter from the record; return the delivery, None for one that is not on record.
+
+        A delivery that is none is left as it is.
+        """
+        record, state = await self._find(delivery_id)
+        if record is None:
+            return None
+        if state is DeliveryState.DEAD:
+            with suppress(ConflictError):  # it was replayed, or dismissed, meanwhile
+                await self._store.commit([Change(Table.DEAD_LETTERS, record.key, None, expect=record.revision)])
+        return listed(record, state)
 
     async def test(self, subscription: str, actor: Actor) -> RegistryEvent:
         """Queue an event for one subscription that says only that it is a test; return it."""

@@ -120,8 +120,10 @@ class Store(Protocol):
     async def get_all(self, keys: Sequence[tuple[Table, str]]) -> Sequence[Record | None]:
         """Return a record or None for each key, as they are at one moment, by one question."""
 
-    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
-        """Return the records whose key starts with ``prefix``, by key; the first ``limit`` of them where that is given.
+    async def list(self, table: Table, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[Record]:
+        """Return the records whose key starts with ``prefix``, by key.
+
+        With ``after`` only those behind this key, with ``limit`` only the first ones.
 
         Thousands are not those of one moment: a caller that needs that compares ``versions`` before and after.
         """

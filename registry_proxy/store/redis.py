@@ -186,10 +186,10 @@ class RedisStore:
             found: list[str | None] = await pipeline.execute()
             return found
 
-    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
+    async def list(self, table: Table, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[Record]:
         records: list[Record] = []
         while True:
-            after = records[-1].key if records else ""
+            after = records[-1].key if records else after if after > prefix else ""
             at_once = _LISTED_AT_ONCE if limit is None else min(_LISTED_AT_ONCE, limit - len(records))
             found = await self._run(self._list_script, table, prefix, after, str(at_once))
             records += [_record(key, stored) for key, stored in zip(found[::2], found[1::2], strict=True)]

@@ -24,6 +24,9 @@ LEASE_PATIENCE_SECONDS = 30.0
 _T = TypeVar("_T")
 _BUSY_TIMEOUT_MS = 10_000
 _LEASE_POLL_SECONDS = (0.001, 0.05)  # first and longest pause between two tries
+_FIRST_CHARACTER = "\0"
+"""Behind a key it makes the least text above it."""
+
 _LAST_CHARACTER = "\U0010ffff"
 # From one head to the next: the first key behind all that begin with the head and "|", which "}" follows.
 _HEADS = """
@@ -95,12 +98,13 @@ class SqliteStore:
         found = {(table, key): Record(key, json.loads(value), revision) for table, key, value, revision in rows}
         return [found.get((table.value, key)) for table, key in keys]
 
-    async def list(self, table: Table, prefix: str = "", *, limit: int | None = None) -> list[Record]:
+    async def list(self, table: Table, prefix: str = "", *, after: str = "", limit: int | None = None) -> list[Record]:
+        first = max(prefix, after + _FIRST_CHARACTER) if after else prefix
         query = "SELECT key, value, revision FROM records WHERE tbl = ? AND key >= ? AND key < ? ORDER BY key LIMIT ?"
 
         def read() -> builtins.list[Record]:
             at_most = -1 if limit is None else limit
-            rows = self._connect().execute(query, (table, prefix, prefix + _LAST_CHARACTER, at_most))
+            rows = self._connect().execute(query, (table, first, prefix + _LAST_CHARACTER, at_most))
             return [Record(key, json.loads(value), revision) for key, value, revision in rows]
 
         return await self._in_thread(read)

@@ -1,65 +1,18 @@
 """Owners of namespaces: they grant and revoke rights inside, and learn nothing about the outside."""
 
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient
-from aiohttp.web import Application, Request
-from pytest_aiohttp import AiohttpClient
 
 from registry_proxy.access.faults import InvalidError
 from registry_proxy.access.grant import GrantInput
 from registry_proxy.access.secrets import SecretKind
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.directory.users import UserInput
-from tests.support.admin_bench import Contract, Node, admin_node, contract_of
+from tests.support.owners import Owners
 
 GIVEN = {"subject": "user:bob", "repository": "team/app", "tags": "*", "actions": ["pull"], "mode": "enforce"}
-
-
-class Owners:
-    """An admin listener with ann, the owner of team/**, and each user, the owner of home/NAME/**."""
-
-    def __init__(self, node: Node, http: TestClient[Request, Application], contract: Contract) -> None:
-        self.node = node
-        self._http = http
-        self._contract = contract
-
-    async def grant(self, subject: str, repository: str, *actions: str, expires_at: float | None = None) -> str:
-        """Create a grant as an administrator; return its id."""
-        given = GrantInput(subject=subject, repository=repository, actions=actions, expires_at=expires_at)
-        return (await self.node.directory.grants.add(given)).id
-
-    async def call(self, method: str, path: str, body: Any = None, *, caller: str = "user:ann") -> tuple[int, Any]:
-        """Send a request with a token of the caller; return status and document."""
-        token = self.node.signer.issue(caller, 0, (), time.time()).token
-        headers = {"Authorization": f"Bearer {token}"}
-        async with self._http.request(method, f"/admin/v1{path}", json=body, headers=headers) as response:
-            document = None if response.status == 204 else await response.json()
-            self._contract.check(
-                method, f"/admin/v1{path}".partition("?")[0], response.status, response.content_type, document
-            )
-            return response.status, document
-
-    async def seen(self, caller: str = "user:ann") -> set[str]:
-        """Return the patterns of the grants that the caller sees."""
-        return {each["repository"] for each in (await self.call("GET", "/grants", caller=caller))[1]["items"]}
-
-
-@pytest.fixture
-async def owners(tmp_path: Path, aiohttp_client: AiohttpClient) -> AsyncIterator[Owners]:
-    """Start an admin listener with the users admin, ann and bob."""
-    async with admin_node(tmp_path) as node:
-        http = await aiohttp_client(node.app)
-        await node.directory.users.put("ann", UserInput(password="the password of ann"))
-        bench = Owners(node, http, await contract_of(node, http))
-        await bench.grant("user:ann", "team/**", "manage")
-        await bench.grant("anonymous", "home/{subject}/**", "manage")
-        yield bench
 
 
 async def test_an_owner_gives_and_takes_rights_inside(owners: Owners) -> None:

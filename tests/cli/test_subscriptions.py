@@ -252,12 +252,34 @@ def test_events_are_replayed(run: Run, put: Put, records: Callable[[Table], Sequ
         _fails(run("event", "replay", *wrong), "--all --subscription NAME", status=2)
 
 
+def test_dead_letters_are_dismissed(run: Run, put: Put, records: Callable[[Table], Sequence[Record]]) -> None:
+    """One by its id, or all of a subscription after a question; nothing is sent again, and others stay."""
+    for name in ("ci", "other"):
+        run("subscription", "add", name, URL)
+    first, _, _ = put(Table.DEAD_LETTERS, 3)
+    put(Table.DEAD_LETTERS, subscription="other")
+    assert "is dismissed" in run("event", "dismiss", first).stderr
+    _fails(run("event", "dismiss", first), "there is no such delivery")
+    _fails(run("event", "dismiss", *put(Table.DELIVERIES)), "only dead letters are dismissed")
+    _fails(run("event", "dismiss", "--all"), "--all --subscription NAME", status=2)
+    everything = ("event", "dismiss", "--all", "--subscription", "ci")
+    assert run(*everything).exit_code != 0
+    dismissed = run(*everything, "--yes", "--json")
+    assert _json(dismissed) == {"subscription": "ci", "dismissed": 2}
+    assert [record.key.partition("/")[0] for record in records(Table.DEAD_LETTERS)] == ["other"]
+    assert records(Table.OUTBOX) == []
+
+
 def test_a_receiver_is_tested(run: Run, records: Callable[[Table], Sequence[Record]]) -> None:
     """A test is in the outbox, its id is printed, and the next command is named; a disabled receiver waits."""
     run("subscription", "add", "ci", URL)
     tested = run("event", "test", "ci", "--json")
     (entry,) = records(Table.OUTBOX)
     assert (entry.value["subscription"], entry.value["event"]["id"]) == ("ci", _json(tested)["event"])
+    assert (entry.value["event"]["actor"]["host"], entry.value["event"]["actor"]["scheme"]) == (
+        "registry.example",
+        "https",
+    )
     assert "registry-proxy event list --subscription ci" in tested.stderr
     assert "disabled" not in tested.stderr
     run("subscription", "set", "ci", "--disable")

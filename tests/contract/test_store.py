@@ -93,6 +93,22 @@ async def test_tells_the_heads_of_keys(store: Store) -> None:
     assert await store.heads(Table.USERS) == []
 
 
+async def test_lists_behind_a_key(store: Store) -> None:
+    """The key itself is left out; one that lies before the prefix, or after it, changes nothing else."""
+    keys = ["a", "a|1", "a|1\u0001", "a|2", "a|3", "b|1", "ä|1"]
+    await store.commit([Change(Table.INTENTS, key, {}) for key in keys])
+
+    async def found(prefix: str, after: str, limit: int | None = None) -> list[str]:
+        return [record.key for record in await store.list(Table.INTENTS, prefix, after=after, limit=limit)]
+
+    assert await found("", "a|1") == keys[2:]
+    assert await found("a|", "a|1") == ["a|1\u0001", "a|2", "a|3"]
+    assert await found("a|", "a|1", 1) == ["a|1\u0001"]
+    assert await found("a|", "a") == await found("a|", "") == keys[1:5]
+    assert await found("b", "a|3") == ["b|1"]
+    assert await found("a|", "b") == await found("", "ä|1") == []
+
+
 async def test_lists_many(store: Store) -> None:
     """A table of ten thousand records is listed whole."""
     await store.commit([Change(Table.MANIFESTS, f"r{number % 10}|{number:05}", {}) for number in range(10_000)])
