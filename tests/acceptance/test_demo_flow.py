@@ -23,7 +23,7 @@ def directory() -> Iterator[Path]:
 
 
 def test_a_commit_reaches_a_container_and_the_tag_goes_back(directory: Path) -> None:
-    """Each version answers in its turn, its commit is on record, and nothing is left of all that was started."""
+    """Each version is served in its turn, its commit is on record, and nothing of the demo is left behind."""
     mounts = Path("/proc/self/mounts").read_text()
     done = subprocess.run(
         [sys.executable, "-m", "scripts.demo_flow"],

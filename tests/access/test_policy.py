@@ -161,7 +161,7 @@ def test_explain_names_the_grant_that_has_ended() -> None:
     assert "expired" not in allowed.explain("user:ann", "team/a", PULL).reason
 
 
-def test_a_grant_to_a_group_of_a_rule_is_of_use() -> None:
+def test_a_grant_to_a_group_of_a_rule_has_an_effect() -> None:
     """A group that only the configuration knows needs no record."""
     judge = Policy([ANN], [Group("dev", ())], [], {}, oidc_groups={"ci/main": ("deployers",)})
     for subject in ("user:ann", "group:dev", "group:deployers", "oidc:ci/main/x", "anonymous"):

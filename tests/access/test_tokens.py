@@ -314,7 +314,7 @@ def test_no_message_shows_the_token(signer: TokenSigner, verifier: TokenVerifier
     assert not any(part[:12] in str(caught.value) for part in token.split("."))
 
 
-def test_a_key_that_is_gone_voids_its_tokens(signer: TokenSigner, verifier: TokenVerifier) -> None:
+def test_a_key_that_is_gone_ends_its_tokens(signer: TokenSigner, verifier: TokenVerifier) -> None:
     """Tokens of a removed key are refused, also those verified before; a new key changes nothing for others."""
     token = signer.issue("user:ann", 0, [], NOW).token
     verifier.verify(token, NOW)

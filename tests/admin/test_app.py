@@ -279,7 +279,7 @@ async def test_a_grant_is_changed_in_its_place(admin: Admin) -> None:
     assert (await admin.call("PATCH", path, {"expires_at": None}))[1] == {**changed, "expires_at": None}
 
 
-async def test_a_grant_of_no_use_is_made_with_a_warning(admin: Admin) -> None:
+async def test_a_grant_without_effect_is_made_with_a_warning(admin: Admin) -> None:
     """A grant for a subject that does not exist yet is accepted; a warning says why it has no effect now."""
     await admin.node.directory.users.put("off", UserInput(is_ldap=True, is_disabled=True))
     await admin.node.directory.groups.put("dev", [])

@@ -36,7 +36,7 @@ async def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 async def test_a_login_ends_with_the_password(node: Node) -> None:
-    """A token of a login that the old password began is refused: its generation is that of before the change."""
+    """A running login with the old password is refused; one with the new password has the next generation."""
     with pytest.raises(LoginRefusedError):
         await node.control.login("ann", OLD, HOME)
     assert (await node.control.login("ann", NEW, HOME)).generation == 1
@@ -54,7 +54,7 @@ async def test_a_refresh_token_ends_with_the_password_that_it_was_made_for(node:
 async def test_the_old_password_puts_no_other_in_the_place_of_the_new_one(
     node: Node, aiohttp_client: AiohttpClient
 ) -> None:
-    """A change that proves the old password during another change is refused: it is not the current one."""
+    """A change with the old password, during another change, is refused: it is not the current one any more."""
     token = node.signer.issue("user:ann", 0, (), time.time()).token
     headers = {"Authorization": f"Bearer {token}"}
     http = await aiohttp_client(node.app)

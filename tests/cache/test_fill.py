@@ -218,7 +218,7 @@ async def test_nothing_is_hashed_or_written_on_the_loop(cache: DiskCache, monkey
 
 
 async def test_a_lie_is_blamed_on_who_alone_sent_it(cache: DiskCache, cache_path: Path) -> None:
-    """Wrong bytes are kept in quarantine; a sender is blamed only for content that it sent alone and announced."""
+    """Wrong bytes are kept in quarantine; a sender is blamed only for content that it alone sent, as announced."""
     body, digest = content(300_000)
     wrong = bytes([body[0] ^ 1]) + body[1:]
     source = Source(Answer(wrong, cut_after=100_000), Answer(body), Answer(wrong), Answer(body))
@@ -282,7 +282,7 @@ async def test_a_replica_that_dies_before_its_first_byte_is_not_noticed(cache: D
     assert source.offsets == [0, 0]
 
 
-async def test_a_body_cut_short_of_its_length_is_gone_on_with(cache: DiskCache) -> None:
+async def test_a_body_cut_short_of_its_length_is_continued(cache: DiskCache) -> None:
     """A stream that ends before the announced length counts as cut, not as complete."""
     body, digest = content(MIB)
     source = Source(Answer(body[: MIB // 2], size_bytes=MIB), Answer(body))

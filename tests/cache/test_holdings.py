@@ -90,7 +90,7 @@ def test_a_holding_survives_a_restart_and_ages(holdings: FileHoldings, cache_pat
 
 
 def test_the_last_state_of_a_tag_comes_with_type_size_and_record(holdings: FileHoldings) -> None:
-    """A HEAD within the TTL needs no request, in any worker; without media type or record it stays unknown."""
+    """A HEAD within the TTL needs no request, in any worker; an unknown record stays unknown."""
     holdings.move_tag(APP, LATEST, manifest(ONE), recorded=7)
     cached = holdings.find_tag(APP, LATEST)
     assert cached is not None

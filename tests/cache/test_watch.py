@@ -132,7 +132,7 @@ async def test_a_worker_that_stops_leaves_its_fill_to_another(make_cache: MakeCa
     assert source.offsets[0] > 0
 
 
-async def test_a_fill_left_behind_is_gone_on_with_by_the_next_request(make_cache: MakeCache) -> None:
+async def test_a_fill_left_behind_is_continued_by_the_next_request(make_cache: MakeCache) -> None:
     """Without followers, the next request still uses the bytes of a stopped worker."""
     body, digest = content(SIZE)
     answer = Answer(body, pause_at=4 * MIB)

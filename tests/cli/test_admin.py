@@ -234,7 +234,7 @@ def test_explain_takes_a_tag_behind_the_repository(run: Run) -> None:
         _fails(run("explain", "user:bob", wrong, "pull"), "tag: expected a tag", status=2)
 
 
-def test_what_is_of_no_use_is_made_with_a_warning(run: Run) -> None:
+def test_a_grant_or_member_without_effect_is_made_with_a_warning(run: Run) -> None:
     """The warning is on standard error, so that --json stays JSON, and no failure: the subject may be made later."""
     result = run("grant", "add", "user:zoe", "team/**", "pull", "--json")
     made = _json(result)

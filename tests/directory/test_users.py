@@ -53,7 +53,7 @@ async def test_without_a_password_a_user_keeps_its_own(directory: Directory, sto
         await directory.users.put("bob", UserInput())
 
 
-async def test_what_voids_tokens(directory: Directory, store: Store) -> None:
+async def test_changes_that_revoke_tokens(directory: Directory, store: Store) -> None:
     """A new password, disabling, deletion and revocation each raise the generation, which outlives the user."""
     steps = [
         (UserInput(password=SECRET), 0),

@@ -65,7 +65,7 @@ async def test_a_lane_is_served_at_its_time() -> None:
 
 
 async def test_an_event_that_comes_while_its_lane_is_served_is_not_forgotten() -> None:
-    """A lane without more to do is served again; one that waits for a retry keeps its time."""
+    """A lane that gets an event while it is served is served again; one that waits for a retry keeps its time."""
     bell = Bell()
     async with aclosing(Agenda(bell.serve, 2, lambda: 10.0)) as agenda:
         agenda.serve_at(LANES[0], 0.0)

@@ -23,7 +23,7 @@ async def test_a_byte_for_each_connection_is_no_progress(byte_range: ByteRange |
     assert source.open == 0
 
 
-async def test_a_sender_that_is_cut_now_and_then_is_gone_on_with() -> None:
+async def test_a_sender_that_is_cut_now_and_then_is_asked_to_continue() -> None:
     """A sender that breaks off is asked again as often as each stream brings much."""
     body, digest = content(2 * MIB)
     source = Source(Answer(body, cut_after=100_000))

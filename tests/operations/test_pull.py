@@ -562,7 +562,7 @@ async def test_a_deleted_tag_is_forgotten_and_not_served_stale(bench: Bench) -> 
 
 
 @pytest.mark.parametrize("reason", list(StaleReason))
-async def test_a_rule_says_in_spite_of_what_a_stale_tag_is_served(bench: Bench, reason: StaleReason) -> None:
+async def test_a_rule_says_despite_which_errors_a_stale_tag_is_served(bench: Bench, reason: StaleReason) -> None:
     """By default a stale tag is served only in an outage; a rule may add 401, 403 or 404, with warning and metric."""
     bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.get_manifest(A, LATEST)

@@ -148,7 +148,7 @@ async def test_a_replica_that_is_new_is_compared_when_it_has_been_taken_in(desk:
     assert await desk.is_absent("b")
 
 
-async def test_a_roster_that_changes_meanwhile_makes_a_comparison_void(
+async def test_a_roster_that_changes_meanwhile_invalidates_a_comparison(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node that starts with other replicas while the lists are read invalidates the comparison."""

@@ -150,7 +150,7 @@ async def test_a_registry_may_be_a_replica_of_two_upstreams(setting: Bench, insp
 
 
 async def test_exchanged_registries_both_miss_what_one_misses(setting: Bench, inspection: Inspection) -> None:
-    """They stay on the roster, under each other's names; their sentinels are known again."""
+    """Exchanged registries stay on the roster under each other's names, and both miss the write that one missed."""
     await push(setting, b"1", LATEST)
     setting.replicas.down.add("b")
     await push(setting, b"2", LATEST)

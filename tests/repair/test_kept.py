@@ -58,7 +58,7 @@ async def test_a_copy_that_is_gone_is_reported_until_nobody_misses_it(
 
 
 async def test_a_pin_of_what_nobody_misses_is_no_loss(setting: Bench) -> None:
-    """A push that died between its pin and its content was not acknowledged."""
+    """A pin without its content, of a push that died between the two, is no loss: it was not acknowledged."""
     setting.spool.pin(digest_of(b"never came"))
     assert await Keeper(setting).lost() == 0
 

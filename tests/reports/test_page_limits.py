@@ -124,7 +124,7 @@ async def test_pages_without_an_end_are_no_list(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_replicas_that_miss_something_make_no_list_alone() -> None:
-    """Lists of replicas that are behind count only together: without an answer of the current one it takes all."""
+    """The list of a replica that is behind does not count while the current one fails; if all are behind, all count."""
     async with FakeRegistry() as a, FakeRegistry() as b:
         a.of("old")
         for name in ("old", "new"):

@@ -117,7 +117,7 @@ async def test_the_watch_starts_while_the_store_is_away(redis: Server, tmp_path:
 
 
 async def test_a_store_put_back_from_a_copy_proves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Knowledge that rests on a complete record ends as soon as a node notices it, also at its next start."""
+    """A recorded comparison ends as soon as a node notices an older store, also at the node's next start."""
     database, page = tmp_path / "store.db", str(tmp_path / "page")
     comparison, push = Change(Table.COMPARED, "main", {"names": ["a"]}), Change(Table.TAGS, "main/a|1", {"digest": "d"})
     async with open_store(f"sqlite:///{database}", page) as (store, _):

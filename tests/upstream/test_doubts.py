@@ -11,7 +11,7 @@ class _Clock:
 
 
 def test_a_cut_counts_for_its_content_and_a_lie_for_all() -> None:
-    """A cut counts for a minute; a lie counts ten minutes for this content, and a minute for any."""
+    """A cut counts for its content for a minute; a lie counts for it for ten, and for all contents for a minute."""
     clock = _Clock()
     doubts = Doubts(clock)
     doubts.cut("a", "one")

@@ -82,7 +82,7 @@ async def test_a_suspicion_is_probed_at_once() -> None:
         await until(lambda: states(replicas) == {"a": ReplicaState.DOWN})
 
 
-async def test_credentials_that_are_put_right_are_noticed() -> None:
+async def test_corrected_credentials_are_noticed() -> None:
     """A replica that refused us is still probed, and is up once it accepts the credentials."""
     async with FakeRegistry() as registry:
         refusal = registry.inject(Fault(status=403))

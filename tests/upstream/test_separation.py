@@ -113,7 +113,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("mixes", [True, False])
 async def test_where_we_push_it_is_asked_about_our_own(mixes: bool) -> None:  # noqa: FBT001 - a parameter of pytest
-    """Our own contents are pushed with the first answer, once, and are the only subject; a start finds them."""
+    """Our own contents are pushed with the first answer, once, and only they are asked for; a start finds them."""
     a = Replica("a", ONE, mixes=mixes)
     table = Table(a, may_push=True)
     await table.separation.look()
