@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from scripts.run import ROOT, start, start_registry, stop
 
@@ -277,6 +278,13 @@ def nothing_left() -> Iterator[Path]:
                 os.rmdir(group)
 
 
+def leave(_number: int, _frame: FrameType | None) -> None:
+    """End the demo at the first signal; further ones must not disturb the removal of its parts."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(1)
+
+
 def main() -> int:
     """Run the demo; return its exit status."""
     if os.geteuid() != 0:
@@ -285,7 +293,8 @@ def main() -> int:
         missing := [name for name in ("docker", "dockerd", "git", "docker-registry") if shutil.which(name) is None]
     ) or (missing := [] if Path(BUSYBOX).exists() else [BUSYBOX]):
         sys.exit(f"these programs are missing, and `make demo-flow` installs them: {', '.join(missing)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
     with nothing_left() as root, ExitStack() as started:
         demo = Demo(root, started)
         tell("Two registries, registry-proxy before them, and a Docker engine to build and to run")
