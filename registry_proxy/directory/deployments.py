@@ -1,5 +1,6 @@
 """Deployments: the receipts of each repository in each environment."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -81,16 +82,21 @@ class Deployments(Records[DeploymentHistory]):
         self._route = route
         self._read_labels = read_labels
         self._clock = clock
+        self._reading = asyncio.Lock()
         self._version = -1
         self._known: Sequence[DeploymentHistory] = ()
 
     async def list(self) -> Sequence[DeploymentHistory]:
         """Return all histories, by repository and environment; they are read again when one has changed."""
         await self._changes.check()
-        version = self._changes.version(Table.DEPLOYMENTS)
-        if version != self._version:
-            self._known, self._version = await super().list(), version
-        return self._known
+        async with self._reading:
+            version = self._changes.version(Table.DEPLOYMENTS)
+            if version != self._version:
+                records = await self._store.list(Table.DEPLOYMENTS)
+                # In a thread: a hundred thousand receipts take a second.
+                self._known = await asyncio.to_thread(_histories_of, records, self._known)
+                self._version = version
+            return self._known
 
     async def running(self) -> Mapping[Repository, Collection[Digest]]:
         """Return the digests that run somewhere, by repository."""
@@ -251,6 +257,16 @@ def _history_of(record: Record) -> DeploymentHistory:
     repository, _, environment = record.key.partition("|")
     receipts = [Receipt.of(each) for each in record.value["receipts"]]
     return DeploymentHistory(repository, environment, receipts, record.revision)
+
+
+def _histories_of(records: Sequence[Record], known: Sequence[DeploymentHistory]) -> Sequence[DeploymentHistory]:
+    """Return the histories of records, those that have not changed as they are known."""
+    before = {_key(each.repository, each.environment): each for each in known}
+    found = []
+    for record in records:
+        history = before.get(record.key)
+        found.append(history if history is not None and history.revision == record.revision else _history_of(record))
+    return found
 
 
 def _last_at(history: DeploymentHistory) -> float:
