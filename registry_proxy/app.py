@@ -29,7 +29,7 @@ from registry_proxy.edge.server import run_public
 from registry_proxy.events.open import Events, open_events
 from registry_proxy.files.certificate import CertificateError
 from registry_proxy.history.labels import read_labels
-from registry_proxy.history.open import History
+from registry_proxy.history.open import History, open_history
 from registry_proxy.http.certificate import open_certificates
 from registry_proxy.http.connections import Connections
 from registry_proxy.node.drain import drain
@@ -109,7 +109,9 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         audit = await stack.enter_async_context(opening)
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
-        history = History(node.records.store, node.changes, warmer.pull)
+        history = open_history(
+            node.records.store, node.changes, pull=warmer.pull, readers=node.upstreams.readers, writes=node.writes
+        )
         connections = configured.connections(settings, observer)
         with _start_errors():
             tls = await stack.enter_async_context(open_certificates(configured.tls_files(settings), observer))

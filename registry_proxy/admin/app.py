@@ -114,7 +114,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         ExceptionResource(services.upstreams),
         ComparisonResource(services.upstreams),
         RepositoryResource(services.known),
-        TagResource(services.history, services.route, control),
+        TagResource(services.history, services.route, control, services.guard.client_address),
         AuditResource(services.audit_files),
         SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),
         DeliveryResource(services.deliveries, directory.subscriptions),

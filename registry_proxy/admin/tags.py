@@ -1,21 +1,26 @@
 """Tags in the admin API: what each is, how it came to be that, and what an image holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
 
 from aiohttp import web
+from pydantic import Field
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.access.policy import Policy
 from registry_proxy.admission.auth import CALLER
-from registry_proxy.api.models import Document, Page, Text, Time, format_time
+from registry_proxy.api.models import USERS_BODY_MAX_BYTES, Body, Document, Page, Text, Time, format_time
 from registry_proxy.api.openapi import Audience, Endpoint
-from registry_proxy.api.problems import Fault, ProblemError
+from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import PAGE, parse_page, read_query
 from registry_proxy.history.images import ImageFacts
 from registry_proxy.history.open import History
 from registry_proxy.history.record import RecordedTag
-from registry_proxy.ports.history import Move, MoveKind
+from registry_proxy.history.ways_back import NoWayBackError, WayBack
+from registry_proxy.ports.history import Cause, Move, MoveKind
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.outbox import Actor
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import (
     RESERVED_PREFIX,
@@ -28,10 +33,13 @@ from registry_proxy.protocol.reference import (
     parse_tag_or_digest,
 )
 from registry_proxy.protocol.scope import Action
+from registry_proxy.tasks import request_id
 
 _FILTERS = (*PAGE, "repository")
 _HISTORY = (*PAGE, "repository", "tag")
 _IMAGE = ("repository", "reference")
+_REASON_MAX = 1000
+_USER_AGENT_MAX = 512
 
 
 class TagDocument(Document):
@@ -92,14 +100,47 @@ class ImageDocument(Document):
     children: list[ChildDocument]
 
 
+class WayBackBody(Body):
+    """A tag and an earlier state of it; ``digest`` null for the last one."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    repository: str
+    tag: str
+    digest: str | None = None
+    reason: Annotated[str, Field(max_length=_REASON_MAX)] = ""
+    dry_run: bool = False
+
+
+class RollbackBody(WayBackBody):
+    """A tag and an earlier state of it: a digest, or how many distinct digests back; one if neither is given."""
+
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+
+
+class MovedTagDocument(Document):
+    """A tag that was moved, or would be with ``dry_run``; ``previous`` null for one that was deleted."""
+
+    digest: Text
+    previous: Text | None
+
+
 class TagResource:
-    """The handlers of tags. Each needs the right to pull; hidden and absent repositories answer alike."""
+    """The handlers of tags: reading needs the right to pull, moving that to push.
+
+    Hidden and absent repositories answer alike.
+    """
 
     def __init__(
-        self, history: History, route: Callable[[Repository], RoutedRepository], control: AccessControl
+        self,
+        history: History,
+        route: Callable[[Repository], RoutedRepository],
+        control: AccessControl,
+        client_address: Callable[[web.BaseRequest], str],
     ) -> None:
         self._history = history.record
         self._images = history.images
+        self._ways = history.ways
+        self._client_address = client_address
         self._route = route
         self._control = control
 
@@ -143,6 +184,41 @@ class TagResource:
         await self._check_pull(request, repository, reference if not isinstance(reference, Digest) else None)
         return _image_document(await self._images.read(self._routed(repository), reference))
 
+    @Endpoint("POST /tags/rollback", "Make a tag what it was before", statuses=(200,), audience=Audience.USERS)
+    async def roll_back(self, request: web.Request, body: RollbackBody) -> MovedTagDocument:
+        if body.digest is not None and body.steps is not None:
+            raise invalid([Fault("#/steps", "expected either digest or steps")])
+        way = await self._way(request, body, body.steps or 1)
+        with _explained():
+            return MovedTagDocument.of(await self._ways.roll_back(way, self._cause(request, body, MoveKind.ROLLBACK)))
+
+    @Endpoint("POST /tags/restore", "Make a deleted tag what it was", statuses=(200,), audience=Audience.USERS)
+    async def restore(self, request: web.Request, body: WayBackBody) -> MovedTagDocument:
+        way = await self._way(request, body, 1)
+        with _explained():
+            return MovedTagDocument.of(await self._ways.restore(way, self._cause(request, body, MoveKind.RESTORE)))
+
+    async def _way(self, request: web.Request, body: WayBackBody, steps: int) -> WayBack:
+        """Return what a body asks for, once the caller may push the tag. Raises ProblemError."""
+        repository, tag = _repository(body.repository), _tag(body.tag)
+        digest = None if body.digest is None else _reference(body.digest)
+        if digest is not None and not isinstance(digest, Digest):
+            raise invalid([Fault("#/digest", "expected a digest, such as sha256: and 64 hexadecimal digits")])
+        policy, caller = await self._control.policy(), request[CALLER]
+        needed = {Action.PUSH, Action.CREATE}
+        is_narrowed = not caller.may_manage or (caller.actions is not None and not needed & caller.actions)
+        decision, may_move = policy.decide_request(caller.subject, repository, Action.PUSH, tag)
+        if is_narrowed or not decision.allowed:
+            fault = Fault("", f"{caller.subject} needs the right to push {repository}:{tag}")
+            raise ProblemError(403, "this is not yours to move", faults=[fault])
+        may_move = may_move and (caller.actions is None or Action.PUSH in caller.actions)
+        return WayBack(self._routed(repository), tag, digest, steps, is_dry=body.dry_run, may_move=may_move)
+
+    def _cause(self, request: web.Request, body: WayBackBody, kind: MoveKind) -> Cause:
+        agent = request.headers.get("User-Agent", "")[:_USER_AGENT_MAX]
+        actor = Actor(request[CALLER].subject, self._client_address(request), request_id.get(), agent)
+        return Cause(actor, kind, body.reason)
+
     async def _check_pull(self, request: web.Request, repository: Repository, tag: Tag | None) -> Policy:
         """Raise ProblemError 403 unless the caller may pull: before any look-up, so that nothing shows what exists."""
         policy, caller = await self._control.policy(), request[CALLER]
@@ -157,6 +233,16 @@ class TagResource:
         if repository.startswith(RESERVED_PREFIX):
             raise ProblemError(404, f"there is no repository {repository}")
         return self._route(repository)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Answer why a tag cannot be moved, with the contents that are missing."""
+    try:
+        yield
+    except NoWayBackError as error:
+        faults = [Fault("", f"missing: {each}") for each in error.missing]
+        raise ProblemError(409, f"{error}; nothing was changed", faults=faults) from None
 
 
 def _repository(text: str) -> Repository:

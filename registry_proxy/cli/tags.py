@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from registry_proxy.terminal.client import AdminClient, admin_client
+from registry_proxy.terminal.client import AdminClient, admin_client, given
 from registry_proxy.terminal.errors import CommandError
 from registry_proxy.terminal.output import (
     JsonOption,
@@ -13,6 +13,7 @@ from registry_proxy.terminal.output import (
     print_facts,
     print_list,
     print_note,
+    print_result,
     print_table,
     printed_json,
 )
@@ -153,3 +154,46 @@ def _facts(document: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {f"environment {name}": value for name, _, value in variables}
     facts |= {f"layer {layer['digest']}": format_size(layer["size_bytes"]) for layer in document["layers"]}
     return facts | {f"image {child['platform'] or child['digest']}": child["digest"] for child in document["children"]}
+
+
+_To = Annotated[str | None, typer.Option("--to", help="The digest that the tag becomes.")]
+_Reason = Annotated[str, typer.Option(help="Why, for the history and the receivers of events.")]
+_Dry = Annotated[bool, typer.Option("--dry-run", help="Only look whether it can be done.")]
+
+
+@tag_app.command("rollback")
+def roll_back(
+    *,
+    tag: _Tag,
+    to: _To = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="How many distinct digests back; 1 if not given.")] = None,
+    reason: _Reason = "",
+    dry_run: _Dry = False,
+    _json: JsonOption = False,
+) -> None:
+    """Make a tag what it was before, at all replicas at once, as a push does.
+
+    A rollback that follows on another one goes further back.
+    """
+    if to is not None and steps is not None:
+        raise typer.BadParameter("give either --to or --steps")
+    body = given(digest=to, steps=steps)
+    _move("rollback", tag, {**body, "reason": reason, "dry_run": dry_run})
+
+
+@tag_app.command("restore")
+def restore_tag(
+    *, tag: _Tag, to: _To = None, reason: _Reason = "", dry_run: _Dry = False, _json: JsonOption = False
+) -> None:
+    """Make a deleted tag what it was: a replica that was away does not delete it again."""
+    _move("restore", tag, {**given(digest=to), "reason": reason, "dry_run": dry_run})
+
+
+def _move(verb: str, tag: str, body: Mapping[str, Any]) -> None:
+    repository, name = split_tag(tag)
+    with admin_client() as admin:
+        asked = {"repository": repository, "tag": name, **body}
+        moved = admin.call("POST", "tags", verb, body=asked, patient=True).document
+        was = "it was deleted" if moved["previous"] is None else f"it was {moved['previous']}"
+        change = "would be" if body["dry_run"] else "is"
+        print_result(moved, f"{repository}:{name} {change} {moved['digest']}; {was}.")

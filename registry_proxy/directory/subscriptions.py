@@ -33,7 +33,13 @@ _TEXT_MAX_CHARACTERS = 4096
 _HEADERS_MAX = 20
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,4094}[\x21-\x7e])?")
-_OF_NO_CONTENT = (EventType.REPLICA_DOWN, EventType.REPLICA_REPAIRED, EventType.DEPLOYMENT)
+_OF_CLOUDEVENTS = (
+    EventType.ROLLBACK,
+    EventType.RESTORE,
+    EventType.REPLICA_DOWN,
+    EventType.REPLICA_REPAIRED,
+    EventType.DEPLOYMENT,
+)
 _OURS = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "user-agent"})
 _OUR_PREFIXES = ("webhook-", "x-hub-signature", "x-signature", "ce-")
 
@@ -102,7 +108,7 @@ def _event_faults(events: Sequence[str]) -> Faults:
 def _format_faults(given: SubscriptionInput) -> Faults:
     if given.format == Format.HARBOR and EventType.MANIFEST in given.events:
         return [("events", "format harbor has no form for a manifest without a tag: leave manifest out")]
-    if others := [each for each in _OF_NO_CONTENT if each in given.events and given.format != Format.CLOUDEVENTS]:
+    if others := [each for each in _OF_CLOUDEVENTS if each in given.events and given.format != Format.CLOUDEVENTS]:
         return [("events", f"only format cloudevents has a form for {' and '.join(others)}")]
     if given.format == Format.TEMPLATE:
         return [("template", fault) for fault in template_faults(given.template, given.secrets)]

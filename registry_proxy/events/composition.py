@@ -1,7 +1,7 @@
 """A delivery as the request that its receiver gets: shape, signatures and headers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.shapes.cloudevents import cloudevent
@@ -36,6 +36,7 @@ def compose(subscription: Subscription, number: int, delivery: Delivery, sent_at
         delivery: the event.
         sent_at: seconds since the epoch.
     """
+    delivery = replace(delivery, event=subscription.received(delivery.event))
     # An event that was queued before its subscription got another format may have no form there.
     shape = Format(subscription.format) if subscription.can_express(delivery.event.type) else Format.CLOUDEVENTS
     body, media_type = _SHAPES[shape](subscription, number, delivery)

@@ -1,11 +1,11 @@
 """A subscription: its fields and stored form, and the events that it takes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from registry_proxy.ports.outbox import EventType, RegistryEvent
+from registry_proxy.ports.outbox import TAG_MOVES, EventType, RegistryEvent
 from registry_proxy.ports.store import Record
 from registry_proxy.protocol.patterns import compile_repository_pattern, compile_text_pattern
 
@@ -108,7 +108,17 @@ class Subscription(SubscriptionInput):
 
     def asks_for(self, kind: EventType) -> bool:
         """Tell whether events of a type are delivered to this subscription, wherever they happen."""
-        return self.enabled and kind in self.events and self.can_express(kind)
+        return self.enabled and self._form_of(kind) is not None
+
+    def _form_of(self, kind: EventType) -> EventType | None:
+        """Return the type as which the receiver gets events of a type; None where it does not get them."""
+        forms = (kind, EventType.PUSH) if kind in TAG_MOVES else (kind,)
+        return next((form for form in forms if form in self.events and self.can_express(form)), None)
+
+    def received(self, event: RegistryEvent) -> RegistryEvent:
+        """Return an event as the receiver gets it: as a push where it knows of no other move of a tag."""
+        form = self._form_of(event.type)
+        return event if form is None else replace(event, type=form)
 
     def _covers(self, repository: str) -> bool:
         return compile_repository_pattern(self.repository).fullmatch(repository) is not None

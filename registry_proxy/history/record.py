@@ -32,6 +32,11 @@ class TagHistory:
         records = await self._store.list(Table.TAGS, f"{routed}|")
         return [tag for tag in map(_recorded, records) if not tag.tag.startswith(RESERVED_TAG_PREFIX)]
 
+    async def current(self, routed: RoutedRepository, tag: Tag) -> Digest | None:
+        """Return what a tag is on record as; None where it was deleted, or was never made through us."""
+        record = await self._store.get(Table.TAGS, f"{routed}|{tag}")
+        return None if record is None else parse_digest(record.value["digest"])
+
     async def last_moves(self, tags: Collection[RecordedTag]) -> Mapping[Tag, Move]:
         """Return the last move of each tag that has a history, by one question."""
         keys = {tag.tag: tag.move for tag in tags if tag.move is not None}

@@ -61,6 +61,7 @@ class Move:
         request_id: of its request.
         reason: in the words of the client.
         size_bytes: of an image, with its blobs; 0 where it is not known.
+        registry: scheme, host and port as the client addressed the registry: events of later moves name it.
     """
 
     number: int = 0
@@ -72,6 +73,7 @@ class Move:
     request_id: str = ""
     reason: str = ""
     size_bytes: int = 0
+    registry: str = ""
 
     @property
     def at(self) -> float:
@@ -107,6 +109,7 @@ class Move:
             request_id=cause.actor.request_id,
             reason=cause.reason,
             size_bytes=size_bytes,
+            registry=f"{cause.actor.scheme}://{cause.actor.host}" if cause.actor.host else "",
         )
 
 

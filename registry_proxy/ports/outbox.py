@@ -23,6 +23,12 @@ class EventType(StrEnum):
     DELETE = "delete"
     """A client deleted a tag, or a manifest with every tag on it."""
 
+    ROLLBACK = "rollback"
+    """Somebody moved a tag back to what it was before."""
+
+    RESTORE = "restore"
+    """Somebody made a deleted tag what it was."""
+
     PULL = "pull"
     """A client got a manifest: one event each. They are reported as far as they can be, and may be lost."""
 
@@ -39,7 +45,10 @@ class EventType(StrEnum):
     """Events were dropped, or lost with the store: the receiver compares with the registry."""
 
 
-LATER_TYPES = ("rollback", "promotion", "restore", "rule_violated", "retention")
+TAG_MOVES = frozenset({EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE})
+"""The types that say what a tag is now. A receiver that knows pushes alone gets each as a push."""
+
+LATER_TYPES = ("promotion", "rule_violated", "retention")
 """The types that a subscription may name once their features are there."""
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from registry_proxy.ports.journal import IntentKey
-from registry_proxy.ports.outbox import EventType, OutboxEntry
+from registry_proxy.ports.outbox import TAG_MOVES, OutboxEntry
 from registry_proxy.ports.store import Change, Record, Table
 
 
@@ -29,7 +29,7 @@ def announced(
             continue
         entry = OutboxEntry.of(change.value)
         event, replaced = entry.event, _replaced(entry, before)
-        if replaced is not None and event.type is EventType.PUSH:
+        if replaced is not None and event.type in TAG_MOVES:
             event = replace(event, previous=replaced.value["digest"])
         if replaced is None or event.previous not in {"", event.digest}:
             intent = next((str(key) for key in intents if key.name == (event.tag or event.digest)), "")

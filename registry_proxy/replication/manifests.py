@@ -187,13 +187,14 @@ class ManifestReplication:
         self, routed: RoutedRepository, tag: Tag | None, descriptor: Descriptor, cause: Cause
     ) -> Change | None:
         return await self.outbox.entry(
-            EventType.MANIFEST if tag is None else EventType.PUSH,
+            EventType.MANIFEST if tag is None else EventType(cause.kind.value),
             routed,
             cause.actor,
             tag=tag or "",
             digest=str(descriptor.digest),
             media_type=descriptor.media_type,
             size_bytes=descriptor.size_bytes,
+            detail={"reason": cause.reason} if cause.reason else {},
         )
 
     async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:

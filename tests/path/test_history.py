@@ -1,16 +1,20 @@
 """The history of tags of the running product: the author and content of each move, and the right to see it."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import StartProxy
-from tests.support.product import Proxy, User, make_image
-from tests.support.servers import Server
+from tests.support.product import OCI_MANIFEST, Proxy, User, digest_of, make_image
+from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
+ROLLBACKS = int(os.environ.get("ROLLBACKS", "12"))
 
 
 @pytest.fixture
@@ -103,3 +107,129 @@ def test_the_command_shows_and_compares(proxy: Proxy) -> None:
     assert [each["field"].split()[0] for each in differences] == ["label", "layer", "layer"]
     refused = proxy.command("tag", "diff", f"{REPOSITORY}:none")
     assert (refused.exit_code, "nothing else before" in refused.stderr) == (1, True)
+
+
+def roll_back(proxy: Proxy, tag: str = "v1", verb: str = "rollback", **fields: object) -> httpx.Response:
+    """Ask for an earlier state of a tag, as an administrator."""
+    with proxy.admin() as admin:
+        return admin.post(f"/tags/{verb}", json={"repository": REPOSITORY, "tag": tag, **fields})
+
+
+def at_registries(registries: list[Server], tag: str = "v1") -> set[str | None]:
+    """Return what a tag is at each registry; None for absent."""
+    url = f"/v2/{REPOSITORY}/manifests/{tag}"
+    answers = [httpx.head(f"{each.url}{url}", headers={"Accept": OCI_MANIFEST}) for each in registries]
+    return {answer.headers.get("Docker-Content-Digest") for answer in answers}
+
+
+def test_a_tag_rolls_back_at_all_replicas(proxy: Proxy, registries: list[Server]) -> None:
+    """One step is the digest before, a second one goes on, a dry run changes nothing; the history says who and why."""
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    images = [make_image(f"{number}".encode()) for number in range(3)]
+    for image in images:
+        ann.push(REPOSITORY, "v1", image)
+    first, second, third = (image.digest for image in images)
+    wanted = {"digest": second, "previous": third}
+    assert roll_back(proxy, dry_run=True).json() == wanted
+    assert at_registries(registries) == {third}
+    assert roll_back(proxy, reason="it crashes").json() == wanted
+    assert at_registries(registries) == {second}
+    assert ann.head(REPOSITORY, "manifests/v1").headers["Docker-Content-Digest"] == second
+    assert roll_back(proxy).json() == {"digest": first, "previous": second}
+    refused = roll_back(proxy)
+    assert (refused.status_code, "does not go 1 distinct" in refused.json()["detail"]) == (409, True)
+    assert roll_back(proxy, digest=third).json() == {"digest": third, "previous": first}
+    assert at_registries(registries) == {third}
+    assert [(move["kind"], move["reason"], move["subject"]) for move in moves(proxy, "v1")[:3]] == [
+        ("rollback", "", "user:admin"),
+        ("rollback", "", "user:admin"),
+        ("rollback", "it crashes", "user:admin"),
+    ]
+    command = proxy.command("tag", "rollback", f"{REPOSITORY}:v1", "--to", first, "--reason", "again", "--json")
+    assert json.loads(command.stdout) == {"digest": first, "previous": third}
+
+
+def test_what_is_not_whole_is_not_rolled_back_to(proxy: Proxy, registries: list[Server]) -> None:
+    """A layer that both registries lost is named, and the tag stays; so is a manifest that was deleted."""
+    ann = proxy.add_user("ann", pull_push_delete=["team/**"])
+    first, second = make_image(b"lost layer"), make_image(b"two")
+    ann.push(REPOSITORY, "v1", first)
+    ann.push(REPOSITORY, "v1", second)
+    layer = digest_of(b"lost layer")
+    for registry in registries:
+        assert httpx.delete(f"{registry.url}/v2/{REPOSITORY}/blobs/{layer}").status_code == 202
+    for is_dry in (True, False):
+        refused = roll_back(proxy, dry_run=is_dry)
+        assert refused.status_code == 409
+        assert [error["detail"] for error in refused.json()["errors"]] == [f"missing: blob {layer}"]
+    with ann.client(REPOSITORY, "delete") as client:
+        assert client.delete(f"/manifests/{first.digest}").status_code == 202
+    assert [each["detail"] for each in roll_back(proxy).json()["errors"]] == [f"missing: manifest {first.digest}"]
+    assert at_registries(registries) == {second.digest}
+
+
+def test_moving_back_needs_the_right_to_push(proxy: Proxy) -> None:
+    """A reader is refused, and so is a user who may only create tags, by the code that a push would get."""
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    for image in (make_image(b"one"), make_image(b"two")):
+        ann.push(REPOSITORY, "v1", image)
+    body = {"repository": REPOSITORY, "tag": "v1"}
+    with as_user(proxy, proxy.add_user("reader", pull=["team/**"])) as client:
+        assert client.post("/tags/rollback", json=body).status_code == 403
+    with as_user(proxy, proxy.add_user("maker", pull_create=["team/**"])) as client:
+        refused = client.post("/tags/rollback", json=body)
+        assert (refused.status_code, "not to move them" in refused.json()["detail"]) == (403, True)
+    with as_user(proxy, ann) as client:
+        assert client.post("/tags/rollback", json={**body, "tag": "none"}).status_code == 409
+        assert client.post("/tags/rollback", json=body).status_code == 200
+
+
+def test_a_deleted_tag_restored_while_a_replica_was_away_stays(proxy: Proxy, registries: list[Server]) -> None:
+    """The tombstone gives way: the replica that missed delete and restore has the tag in the end, and all keep it."""
+    ann = proxy.add_user("ann", pull_push_delete=["team/**"])
+    image = make_image(b"one")
+    ann.push(REPOSITORY, "v1", image)
+    assert roll_back(proxy, verb="restore").status_code == 409
+    registries[1].stop()
+    with ann.client(REPOSITORY, "delete") as client:
+        assert client.delete(f"/manifests/{image.digest}").status_code == 202
+    assert ann.get(REPOSITORY, "manifests/v1").status_code == 404
+    assert roll_back(proxy, verb="restore", reason="needed").json() == {"digest": image.digest, "previous": None}
+    assert ann.pull(REPOSITORY, "v1").digest == image.digest
+    registries[1].start()
+    query = {"upstream": "main"}
+    wait_until(lambda: proxy.metric("registry_proxy_replica_pending", **query) == 0, "it is repaired", 60)
+    assert at_registries(registries) == {image.digest}
+    assert [move["kind"] for move in moves(proxy, "v1")] == ["restore", "delete", "push"]
+
+
+def test_rollbacks_among_pushes_over_two_nodes(
+    registries: list[Server], start_proxy: StartProxy, redis: Server
+) -> None:
+    """Each is whole: both replicas are equal in the end, and the history has every move once, in one order."""
+    extra = {"store": f"redis://127.0.0.1:{redis.port}/0"}
+    nodes = [start_proxy(registries, extra, name=name) for name in ("one", "two")]
+    ann = nodes[0].add_user("ann", pull_push=["team/**"])
+    images = [make_image(f"{number}".encode()) for number in range(4)]
+    for image in images:
+        ann.push(REPOSITORY, "v1", image)
+
+    def push(number: int) -> httpx.Response:
+        return replace(ann, url=nodes[number % 2].url).push_manifest(REPOSITORY, "v1", images[number % 4])
+
+    def back(number: int) -> httpx.Response:
+        digest = images[number % 3].digest
+        return roll_back(nodes[number % 2], digest=digest, reason=f"rollback {number}")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: (push if number % 2 else back)(number // 2), range(2 * ROLLBACKS)))
+    assert [answer.text for answer in answers if answer.status_code not in {200, 201}] == []
+    found = moves(nodes[0], "v1", limit="1000")
+    assert at_registries(registries) == {found[0]["digest"]}
+    assert ann.pull(REPOSITORY, "v1").digest == found[0]["digest"]
+    assert [move["previous"] for move in found[:-1]] == [move["digest"] for move in found[1:]]
+    assert all(move["digest"] != move["previous"] for move in found)
+    assert [move["at"] for move in found] == sorted((move["at"] for move in found), reverse=True)
+    reasons = [move["reason"] for move in found if move["kind"] == "rollback"]
+    assert len(reasons) == len(set(reasons)) > 0
+    assert moves(nodes[1], "v1", limit="1000") == found

@@ -9,7 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
 
 import jsonschema_rs
 from aiohttp import web
@@ -38,7 +40,7 @@ from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.history.labels import read_labels
-from registry_proxy.history.open import History
+from registry_proxy.history.open import open_history
 from registry_proxy.operations.pull import Pull
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.operations.warm import Warmer
@@ -116,6 +118,8 @@ ADMIN_ROUTES = {
     "GET /tags": _USERS,
     "GET /tags/history": _USERS,
     "GET /tags/image": _USERS,
+    "POST /tags/rollback": _USERS,
+    "POST /tags/restore": _USERS,
     "GET /subscriptions": _OWNERS,
     "GET /subscriptions/{name}": _OWNERS,
     "PUT /subscriptions/{name}": _OWNERS,
@@ -332,7 +336,13 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 upstreams={"main": UpstreamServices(upstreams["main"], repairs["main"], compares, maintains)},
                 cache=cache,
                 warmer=Warmer(pull, _no_referrers),
-                history=History(store, changes, pull),
+                history=open_history(
+                    store,
+                    changes,
+                    pull=pull,
+                    readers={"main": reader},
+                    writes=cast(Any, SimpleNamespace(manifests=None, uploads=Mock())),  # nothing is written here
+                ),
                 route=router.route,
                 known=KnownRepositories(
                     partial(recorded_repositories, store),
