@@ -151,7 +151,7 @@ def steps(seed: int, client: int, pace_seconds: float) -> Iterator[Step]:
 
 
 def faults(seed: int, targets: tuple[str, ...], further: Collection[Harm] = ()) -> Iterator[Fault]:
-    """Give the faults, without end; those of ``further`` are used only for the targets named there."""
+    """Give the faults, without end; those of ``further`` are used for the kinds of targets that have them."""
     chance = random.Random(f"{seed} faults")
     while True:
         target = chance.choice(targets)

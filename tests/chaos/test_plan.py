@@ -20,6 +20,6 @@ def test_the_same_seed_is_the_same_plan() -> None:
 
 
 def test_only_the_kinds_that_can_be_had_are_planned() -> None:
-    """Where no disk can freeze, or no node that hangs is left, the plan has other faults in their place."""
+    """Where no disk can freeze, or no front gives up a hung node, the plan has other faults in their place."""
     kinds = {fault.harm for fault in islice(faults(7, TARGETS, {Harm.EMPTY, Harm.BREAK}), 200)}
     assert kinds == {Harm.KILL, Harm.STOP, Harm.RESTART, Harm.EMPTY, Harm.BREAK}

@@ -348,7 +348,7 @@ def test_a_job_pushes_with_its_id_token_and_nothing_else(start_proxy: StartProxy
 def test_people_log_in_with_the_password_that_ldap_knows(
     start_proxy: StartProxy, registry: Server, tmp_path: Path
 ) -> None:
-    """LDAP decides each login; no refresh token outlives a refusal; in an outage logins fail, and tokens stay good."""
+    """LDAP decides each login; its users get no refresh token; in an outage logins fail, and tokens stay good."""
     require_program("slapd")
     with running(ldap_server(tmp_path / "slapd", {"ann": "password in LDAP"})) as slapd:
         dn = "uid={name},ou=people,dc=example,dc=com"
