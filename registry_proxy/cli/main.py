@@ -23,6 +23,7 @@ app = typer.Typer(
     name="registry-proxy",
     cls=Commands,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 register(app)

@@ -141,3 +141,10 @@ def test_a_shell_completes_commands_and_options() -> None:
         line = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         result = CliRunner().invoke(app, [], env={"_REGISTRY_PROXY_COMPLETE": "complete_bash", **line})
         assert result.stdout.split() == expected.split()
+
+
+@pytest.mark.parametrize("command", [[], ["user"], ["user", "add"], ["serve"]])
+def test_the_short_option_shows_the_help(command: list[str]) -> None:
+    """`-h` prints what `--help` prints, for a group and for a command."""
+    short, long = (CliRunner().invoke(app, [*command, option]) for option in ("-h", "--help"))
+    assert (short.exit_code, short.stdout) == (0, long.stdout)
