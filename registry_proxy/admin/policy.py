@@ -1,7 +1,7 @@
 """The whole policy as one document of the admin API: read it, compare another one with it, put another in its place."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from pydantic import BeforeValidator, Field
@@ -14,6 +14,7 @@ from registry_proxy.access.policy_document import PolicyDifference
 from registry_proxy.access.records import Group
 from registry_proxy.access.subject import group_subject
 from registry_proxy.admin.grants import GrantBody, GrantDocument, StatedGrantDocument
+from registry_proxy.admin.subscriptions import StatedSubscriptionDocument, SubscriptionBody
 from registry_proxy.api.answers import Answer
 from registry_proxy.api.models import Body, Document, Members
 from registry_proxy.api.openapi import Endpoint
@@ -21,6 +22,9 @@ from registry_proxy.api.problems import Fault, ProblemError, pointer_to
 from registry_proxy.api.requests import ASKED_FOR, read_query
 from registry_proxy.api.revisions import expected_revision
 from registry_proxy.directory.directory import Directory
+from registry_proxy.directory.policy import DocumentDifference
+from registry_proxy.directory.subscription_set import WantedSubscriptions, changed_fields
+from registry_proxy.events.subscription import Subscription
 
 _BODY_MAX_BYTES = 8 * 1024 * 1024
 """Room for some 50,000 grants."""
@@ -30,12 +34,16 @@ _DOUBTS_MAX = 10
 
 
 class PolicyBody(Body):
-    """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing."""
+    """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing.
+
+    Subscriptions stay as they are without ``subscriptions``; with it, those that it does not name are removed.
+    """
 
     max_bytes = _BODY_MAX_BYTES
     version: Literal[1]
     groups: Annotated[dict[str, Members], Field(max_length=10_000)]
     grants: Annotated[list[GrantBody], Field(max_length=100_000)]
+    subscriptions: Annotated[dict[str, SubscriptionBody], Field(max_length=10_000)] | None = None
 
 
 class MembersDocument(Document):
@@ -58,26 +66,47 @@ def _changed_members(groups: Sequence[tuple[Group, Group]]) -> dict[str, Members
     }
 
 
+def _stated(subscriptions: Sequence[Subscription]) -> dict[str, StatedSubscriptionDocument]:
+    return {each.name: StatedSubscriptionDocument.of(each) for each in subscriptions}
+
+
 _Groups = Annotated[dict[str, list[str]], BeforeValidator(_members)]
+_Subscriptions = Annotated[dict[str, StatedSubscriptionDocument], BeforeValidator(_stated)]
 _ChangedGroups = Annotated[dict[str, MembersDocument], BeforeValidator(_changed_members)]
 
 
 class PolicyDocument(Document):
-    """A whole policy: the members of every group, and every grant."""
+    """A whole policy: the members of every group, every grant, and every subscription without its credentials.
+
+    Without any subscription it does not name them: other policies leave those that there are alone.
+    """
 
     version: Literal[1]
     groups: _Groups
     grants: list[StatedGrantDocument]
+    subscriptions: _Subscriptions = {}
+
+    def as_json(self) -> dict[str, Any]:
+        document = super().as_json()
+        if not self.subscriptions:
+            del document["subscriptions"]
+        return document
 
 
 class PolicyDifferenceDocument(Document):
-    """The changes that another policy makes; all are empty for the policy in force."""
+    """The changes that another policy makes; all are empty for the policy in force.
+
+    Of a changed subscription the names of the changed fields are shown.
+    """
 
     groups_added: _Groups
     groups_removed: _Groups
     groups_changed: _ChangedGroups
     grants_added: list[StatedGrantDocument]
     grants_removed: list[GrantDocument]
+    subscriptions_added: _Subscriptions
+    subscriptions_removed: _Subscriptions
+    subscriptions_changed: dict[str, list[str]]
 
 
 class PolicyResource:
@@ -89,10 +118,12 @@ class PolicyResource:
 
     @Endpoint("GET /policy", "Show the whole policy", is_revised=True)
     async def get_policy(self, request: web.Request) -> Answer[PolicyDocument]:
-        """Return all groups and grants in a stable order, for a file under version control."""
+        """Return all groups, grants and subscriptions in a stable order, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
-        return Answer(PolicyDocument.of(None, version=1, groups=groups, grants=grants), revision=revision)
+        subscriptions = await self._directory.subscriptions.list()
+        document = PolicyDocument.of(None, version=1, groups=groups, grants=grants, subscriptions=subscriptions)
+        return Answer(document, revision=revision)
 
     @Endpoint("PUT /policy", "Replace the policy in force", is_revised=True)
     async def put_policy(self, request: web.Request, body: PolicyBody) -> Answer[PolicyDifferenceDocument]:
@@ -102,13 +133,13 @@ class PolicyResource:
         expect = expected_revision(request, await self._directory.policy.revision())
         policy = await self._control.policy()
         try:
-            difference, revision = await self._directory.policy.replace(groups, grants, expect=expect)
+            difference, revision = await self._directory.policy.replace(groups, grants, _wanted(body), expect=expect)
         except InvalidError as error:
             raise _invalid(error) from None
-        document = PolicyDifferenceDocument.of(difference)
+        document = _document(difference)
         # The audit log records the difference, not the whole file.
         request[ASKED_FOR] = {name: part for name, part in document.as_json().items() if part}
-        return Answer(document, revision=revision, warnings=_doubts(difference, groups, policy))
+        return Answer(document, revision=revision, warnings=_doubts(difference.rights, groups, policy))
 
     @Endpoint("POST /policy/diff", "Show the changes of another policy", is_question=True)
     async def compare_policy(self, request: web.Request, body: PolicyBody) -> Answer[PolicyDifferenceDocument]:
@@ -117,15 +148,29 @@ class PolicyResource:
         groups, grants = _read(request, body)
         policy = await self._control.policy()
         try:
-            difference = await self._directory.policy.compare(groups, grants)
+            difference = await self._directory.policy.compare(groups, grants, _wanted(body))
         except InvalidError as error:
             raise _invalid(error) from None
-        return Answer(PolicyDifferenceDocument.of(difference), warnings=_doubts(difference, groups, policy))
+        return Answer(_document(difference), warnings=_doubts(difference.rights, groups, policy))
 
 
 def _read(request: web.Request, body: PolicyBody) -> tuple[Mapping[str, Sequence[str]], list[GrantInput]]:
     del request[ASKED_FOR]  # the audit log records the difference, not the whole policy
     return body.groups, [given.content() for given in body.grants]
+
+
+def _wanted(body: PolicyBody) -> WantedSubscriptions | None:
+    return None if body.subscriptions is None else {name: each.content for name, each in body.subscriptions.items()}
+
+
+def _document(difference: DocumentDifference) -> PolicyDifferenceDocument:
+    subscriptions = difference.subscriptions
+    return PolicyDifferenceDocument.of(
+        difference.rights,
+        subscriptions_added=subscriptions.added,
+        subscriptions_removed=subscriptions.removed,
+        subscriptions_changed={after.name: changed_fields(before, after) for before, after in subscriptions.changed},
+    )
 
 
 def _doubts(difference: PolicyDifference, groups: Collection[str], policy: Policy) -> list[str]:

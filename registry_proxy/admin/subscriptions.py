@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from registry_proxy.access.control import AccessControl
 from registry_proxy.admin.subjects import read_put
@@ -65,20 +65,25 @@ class SubscriptionBody(Body):
 SubscriptionPatch = patch_of(SubscriptionBody, "PATCH of a subscription.")
 
 
-class SubscriptionDocument(Document):
-    """A receiver of events; its secrets are only counted, of its headers only the names are shown."""
+class StatedSubscriptionDocument(Document):
+    """A receiver of events as a whole policy states it: without secrets and headers."""
 
-    name: str
     url: str
-    secret_count: int
-    events: list[str]
+    events: Annotated[list[str], BeforeValidator(list)]
     repository: str
     tags: str
     format: str
     template: str
-    header_names: list[str]
     on_failure: str
     enabled: bool
+
+
+class SubscriptionDocument(StatedSubscriptionDocument):
+    """A receiver of events; its secrets are only counted, of its headers only the names are shown."""
+
+    name: str
+    secret_count: int
+    header_names: list[str]
     disabled_reason: str
 
 
@@ -93,7 +98,6 @@ def _document(subscription: Subscription) -> SubscriptionDocument:
         subscription,
         secret_count=len(subscription.secrets),
         header_names=sorted(subscription.headers),
-        events=list(subscription.events),
     )
 
 

@@ -1,4 +1,4 @@
-"""`registry-proxy access`: the policy, all groups and grants, as a YAML file for version control."""
+"""`registry-proxy access`: the policy, all groups, grants and subscriptions, as a YAML file for version control."""
 
 import json
 import sys
@@ -12,8 +12,10 @@ import yaml
 
 from registry_proxy.cli.grants import grant_text
 from registry_proxy.cli.replay import print_replay
+from registry_proxy.cli.subscriptions import read_headers
 from registry_proxy.config.source import Source, format_path, read_yaml
 from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.credentials import read_lines
 from registry_proxy.terminal.errors import CommandError, failing_with
 from registry_proxy.terminal.output import (
     JsonOption,
@@ -25,12 +27,19 @@ from registry_proxy.terminal.output import (
     printed_json,
 )
 
-policy_app = typer.Typer(help="The policy, all groups and grants, as a file for version control.", no_args_is_help=True)
+policy_app = typer.Typer(
+    help="The policy, all groups, grants and subscriptions, as a file for version control.", no_args_is_help=True
+)
 
 _POLICY_MAX_MIB = 8
+_CREDENTIALS: Mapping[str, Callable[[Path], Any]] = {
+    "secrets": lambda path: read_lines("secret", from_stdin=False, file=path),
+    "headers": lambda path: read_headers(from_stdin=False, file=path),
+}
 _HEADER = """\
-# The policy of registry-proxy: every group with its members, and every grant. What is not in here is removed by
-# `registry-proxy access apply`; users, robots and their secrets are not touched by it.
+# The policy of registry-proxy: every group with its members, every grant, and every subscription. Entries that are not
+# in here are removed by `registry-proxy access apply`; users, robots and all secrets are not touched by it.
+# Without the key `subscriptions` these stay as they are. `secrets_file` and `headers_file` give them new credentials.
 """
 _File = Annotated[
     Path, typer.Argument(metavar="FILE", help="The policy, as `access export` writes it; - for standard input.")
@@ -51,7 +60,20 @@ def _read_policy(file: Path) -> Source:
         faults.append(f"{file}: {error}")
     if faults:
         raise CommandError(f"{file} is not a policy; nothing was changed", faults=faults)
+    _read_credentials(source.tree, file)
     return source
+
+
+def _read_credentials(tree: Any, file: Path) -> None:
+    """Put into each subscription of a policy the contents of its secrets_file and headers_file.
+
+    Paths are relative to the policy; to the working directory where that comes from standard input.
+    """
+    subscriptions = tree.get("subscriptions") if isinstance(tree, dict) else None
+    for subscription in subscriptions.values() if isinstance(subscriptions, dict) else ():
+        for field, read in _CREDENTIALS.items() if isinstance(subscription, dict) else ():
+            if isinstance(named := subscription.pop(f"{field}_file", None), str):
+                subscription[field] = read(file.parent / named)
 
 
 def _locate(source: Source) -> Callable[[Sequence[str]], str]:
@@ -78,7 +100,7 @@ def _send(admin: AdminClient, method: str, source: Source, *path: str, warns: bo
 
 
 def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
-    """Return a line for each thing that differs: + comes, - goes, ~ stays with other members."""
+    """Return a line for each thing that differs: + comes, - goes, ~ stays with other members or fields."""
     lines = []
     for sign, name in (("+", "groups_added"), ("-", "groups_removed")):
         lines += [f"{sign} group {group}: {', '.join(members) or '-'}" for group, members in difference[name].items()]
@@ -87,6 +109,13 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
         lines.append(f"~ group {group}: {' '.join(members)}")
     for sign, name in (("-", "grants_removed"), ("+", "grants_added")):
         lines += [f"{sign} {grant_text(grant)}" for grant in difference[name]]
+    for sign, name in (("+", "subscriptions_added"), ("-", "subscriptions_removed")):
+        lines += [
+            f"{sign} subscription {each}: {', '.join(of['events'])} of {of['repository']} to {of['url']}"
+            for each, of in difference[name].items()
+        ]
+    changed = difference["subscriptions_changed"]
+    lines += [f"~ subscription {each}: {', '.join(names)}" for each, names in changed.items()]
     return lines
 
 
@@ -138,15 +167,18 @@ def diff_policy(
 
 def _confirm(difference: Mapping[str, Any], source: Source) -> None:
     """Ask before a policy is applied that removes more than it keeps: it may be the wrong file, or half of it."""
-    removed = [len(difference[f"{kind}_removed"]) for kind in ("groups", "grants")]
-    kept = [len(source.tree[kind]) - len(difference[f"{kind}_added"]) for kind in ("groups", "grants")]
-    if sum(removed) > sum(kept):
+    kinds = [kind for kind in ("groups", "grants", "subscriptions") if source.tree.get(kind) is not None]
+    removed = {kind: len(difference[f"{kind}_removed"]) for kind in kinds}
+    kept = {kind: len(source.tree[kind]) - len(difference[f"{kind}_added"]) for kind in kinds}
+    if sum(removed.values()) > sum(kept.values()):
         for line in _difference_lines(difference):
             print_note(line)
-        goes, stays = (
-            f"{counted(groups, 'group')} and {counted(grants, 'grant')}" for groups, grants in (removed, kept)
-        )
+        goes, stays = (_counts(numbers) for numbers in (removed, kept))
         confirm(f"Remove {goes}, and keep {stays}?", yes=False)
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return " and ".join(counted(number, kind.removesuffix("s")) for kind, number in numbers.items())
 
 
 @policy_app.command("apply")

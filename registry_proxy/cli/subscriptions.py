@@ -87,7 +87,7 @@ def add_subscription(
         on_failure=on_failure,
         enabled=False if disabled else None,
         secrets=read_lines("secret", from_stdin=secret_stdin, file=secret_file),
-        headers=_read_headers(from_stdin=header_stdin, file=header_file),
+        headers=read_headers(from_stdin=header_stdin, file=header_file),
     )
     with admin_client() as admin:
         if secret:
@@ -133,7 +133,7 @@ def set_subscription(
         on_failure=on_failure,
         enabled=None if disable is None else not disable,
         secrets=[] if no_secrets else read_lines("secret", from_stdin=secret_stdin, file=secret_file),
-        headers={} if no_headers else _read_headers(from_stdin=header_stdin, file=header_file),
+        headers={} if no_headers else read_headers(from_stdin=header_stdin, file=header_file),
     )
     if not (changes or secret):
         raise typer.BadParameter("nothing to change: give --url, --event, --secret, --enable or another option")
@@ -167,7 +167,7 @@ def _ask_secret(admin: AdminClient, name: str, body: dict[str, Any]) -> Sequence
     return [ask_password(f"Secret of {name}", twice=True, noun="secret")]
 
 
-def _read_headers(*, from_stdin: bool, file: Path | None) -> dict[str, str] | None:
+def read_headers(*, from_stdin: bool, file: Path | None) -> dict[str, str] | None:
     """Return headers by name. Raises CommandError; no part of a line is repeated, which may be a credential."""
     lines = read_lines("header", from_stdin=from_stdin, file=file)
     if lines is None:

@@ -1,7 +1,8 @@
-"""The policy as one document: all groups and all grants."""
+"""The policy as one document: all groups, all grants, and all subscriptions where it names them."""
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from registry_proxy.access.faults import Faults, InvalidError
 from registry_proxy.access.grant import Grant, GrantInput, make_grant
@@ -11,7 +12,24 @@ from registry_proxy.access.subject import NAME_FAULT, is_name
 from registry_proxy.directory.grants import Grants
 from registry_proxy.directory.groups import Groups
 from registry_proxy.directory.revise import check_revision
+from registry_proxy.directory.subscription_set import (
+    SubscriptionsDifference,
+    WantedSubscriptions,
+    compare_subscriptions,
+)
+from registry_proxy.directory.subscriptions import Subscriptions
 from registry_proxy.ports.store import Record, Store, Table, retried
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentDifference:
+    """The changes that a document makes: in groups and grants, and in subscriptions."""
+
+    rights: PolicyDifference
+    subscriptions: SubscriptionsDifference
+
+    def __bool__(self) -> bool:
+        return bool(self.rights or self.subscriptions)
 
 
 class PolicyDocument:
@@ -21,56 +39,75 @@ class PolicyDocument:
         self._store = store
         self._groups = Groups(store)
         self._grants = Grants(store)
+        self._subscriptions = Subscriptions(store)
 
     async def read(self) -> tuple[Sequence[Group], Sequence[Grant], int]:
-        """Return all groups, each different grant once, and a revision that rises with every change of any of them."""
+        """Return all groups, each different grant once, and a revision that rises with every change."""
         revision = await self.revision()
         return await self._groups.list(), sorted_grants(await self._grants.list()), revision
 
     async def revision(self) -> int:
-        """Return the revision that rises with every change of any group or grant."""
+        """Return the revision that rises with every change of any group, grant or subscription."""
         return max((await self._versions()).values())
 
     async def _versions(self) -> Mapping[Table, int]:
         versions = await self._store.versions()
-        return {table: versions.get(table, 0) for table in (Table.GROUPS, Table.GRANTS)}
+        return {table: versions.get(table, 0) for table in (Table.GROUPS, Table.GRANTS, Table.SUBSCRIPTIONS)}
 
-    async def compare(self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]) -> PolicyDifference:
+    async def compare(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        grants: Sequence[GrantInput],
+        subscriptions: WantedSubscriptions | None = None,
+    ) -> DocumentDifference:
         """Return what ``replace`` would do.
 
         Args:
             groups: the members of each group, users as ``ann`` or ``user:ann``.
             grants: as given; those that say the same count once.
+            subscriptions: all that there will be; None leaves those on record alone.
 
         Raises:
             InvalidError: with every fault of the input, each as ``grants/0/subject``; there is no such user.
         """
-        return (await self._compare(groups, grants))[0]
+        rights, _ = await self._compare(groups, grants)
+        return DocumentDifference(rights, await self._compare_subscriptions(subscriptions))
 
     async def replace(
-        self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput], *, expect: int | None = None
-    ) -> tuple[PolicyDifference, int]:
+        self,
+        groups: Mapping[str, Sequence[str]],
+        grants: Sequence[GrantInput],
+        subscriptions: WantedSubscriptions | None = None,
+        *,
+        expect: int | None = None,
+    ) -> tuple[DocumentDifference, int]:
         """Put a policy in the place of the stored one, whole and in one commit; return what changed, and the revision.
 
-        Groups and grants that the policy does not name are removed. Users, robots and their
-        secrets stay.
+        Groups and grants that the policy does not name are removed, and subscriptions where it names any. Users, robots
+        and their secrets stay.
 
         Raises:
             InvalidError: as ``compare``.
             RevisionConflictError: see the class.
         """
 
-        async def attempt() -> tuple[PolicyDifference, int]:
+        async def attempt() -> tuple[DocumentDifference, int]:
             versions = await self._versions()
             revision = max(versions.values())
             check_revision(revision, expect)
-            difference, users = await self._compare(groups, grants)
+            rights, users = await self._compare(groups, grants)
+            difference = DocumentDifference(rights, await self._compare_subscriptions(subscriptions))
             if difference:
                 # What somebody adds in between is in no difference: it would stay, though the policy does not name it.
-                revision = await self._store.commit(difference.changes(users), versions=versions)
+                changes = [*rights.changes(users), *difference.subscriptions.changes()]
+                revision = await self._store.commit(changes, versions=versions)
             return difference, revision
 
         return await retried(attempt)
+
+    async def _compare_subscriptions(self, wanted: WantedSubscriptions | None) -> SubscriptionsDifference:
+        stored = await self._subscriptions.list() if wanted is not None else ()
+        return SubscriptionsDifference() if wanted is None else compare_subscriptions(stored, wanted)
 
     async def _compare(
         self, groups: Mapping[str, Sequence[str]], grants: Sequence[GrantInput]

@@ -23,7 +23,7 @@ from registry_proxy.protocol.patterns import repository_pattern_fault, tag_patte
 
 SECRETS_MAX = 2
 SECRET_MIN_CHARACTERS = 16
-_SUBSCRIPTIONS_MAX = 500
+SUBSCRIPTIONS_MAX = 500
 """Limit of subscriptions: every push is compared with all of them, and may be queued for each."""
 
 OWNERS_SUBSCRIPTIONS_MAX = 400
@@ -58,13 +58,13 @@ class Subscriptions(Records[Subscription]):
             RevisionConflictError: see the class.
         """
         faults = [] if is_name(name) else [("name", NAME_FAULT)]
-        if faults := faults + _faults(given):
+        if faults := faults + subscription_faults(given):
             raise InvalidError(faults)
         subscription = Subscription(name=name, **asdict(given))
 
         async def make(current: Subscription | None) -> Revised[bool]:
-            if current is None and await self._store.count(Table.SUBSCRIPTIONS) >= _SUBSCRIPTIONS_MAX:
-                raise InvalidError([("name", f"there are {_SUBSCRIPTIONS_MAX} subscriptions already: remove one")])
+            if current is None and await self._store.count(Table.SUBSCRIPTIONS) >= SUBSCRIPTIONS_MAX:
+                raise InvalidError([("name", f"there are {SUBSCRIPTIONS_MAX} subscriptions already: remove one")])
             return Revised(subscription.stored(), current is None)
 
         is_new, revision = await self._revise(name, make, expect=expect)
@@ -79,7 +79,8 @@ class Subscriptions(Records[Subscription]):
         await self._revise(name, make, expect=expect, must_exist=True)
 
 
-def _faults(given: SubscriptionInput) -> Faults:
+def subscription_faults(given: SubscriptionInput) -> Faults:
+    """Return every fault of a subscription, each with its field."""
     faults = _url_faults(given.url) + _secret_faults(given.secrets) + _header_faults(given.headers)
     faults += _event_faults(given.events)
     if (fault := repository_pattern_fault(given.repository)) is not None:

@@ -28,6 +28,9 @@ NOTHING: dict[str, Any] = {
     "groups_changed": {},
     "grants_added": [],
     "grants_removed": [],
+    "subscriptions_added": {},
+    "subscriptions_removed": {},
+    "subscriptions_changed": {},
 }
 
 

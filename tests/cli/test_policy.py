@@ -188,3 +188,58 @@ def test_no_secret_is_exported(run: Run, listener: tuple[str, Node]) -> None:
     assert "argon2" not in text
     assert not any(user.password_hash in text for user in users)
     assert set(yaml.safe_load(text)) == {"version", "groups", "grants"}
+
+
+def test_subscriptions_go_round_by_the_file(run: Run, listener: tuple[str, Node], file: Path) -> None:
+    """Made, changed and removed by the file, their credentials from files beside it; they are never exported."""
+    node = listener[1]
+    file.with_name("secrets").write_text("a secret of the file\n")
+    file.with_name("headers").write_text("Authorization: a header of the file\n")
+    text = POLICY + "subscriptions:\n  ci: {url: https://ci.example/, secrets_file: secrets, headers_file: headers}\n"
+    file.write_text(text)
+    applied = run("access", "apply", str(file))
+    assert applied.exit_code == 0, applied.output
+    assert "+ subscription ci: push, delete of ** to https://ci.example/" in applied.stdout
+
+    def stored() -> Any:
+        return wait(node, lambda: node.directory.subscriptions.get("ci"))
+
+    assert (list(stored().secrets), dict(stored().headers)) == (
+        ["a secret of the file"],
+        {"Authorization": "a header of the file"},
+    )
+    exported = run("access", "export").stdout
+    assert "of the file" not in exported
+    again = file.with_name("again.yaml")
+    again.write_text(exported)
+    assert "No difference" in run("access", "diff", str(again)).stderr
+    again.write_text(exported.replace("https://ci.example/", "https://ci.example/2").replace("- delete", "- pull"))
+    assert "~ subscription ci: url, events" in run("access", "apply", str(again)).stdout
+    assert (stored().url, len(stored().secrets)) == ("https://ci.example/2", 1)
+    file.with_name("secrets").write_text("another secret of it\n")
+    assert "~ subscription ci: url, secrets, events" in run("access", "diff", str(file)).stdout
+    audited = json.dumps([event.detail for event in node.audit.events], default=str)
+    assert "of the file" not in audited
+    file.write_text(POLICY)
+    assert "No difference" in run("access", "apply", str(file)).stderr, "a file without them leaves them alone"
+    file.write_text(POLICY + "subscriptions: {}\n")
+    assert "- subscription ci" in run("access", "apply", str(file)).stdout
+    assert wait(node, node.directory.subscriptions.list) == []
+
+
+def test_a_fault_of_a_subscription_is_named_with_its_line(run: Run, listener: tuple[str, Node], file: Path) -> None:
+    """Nothing of the file is in force then, and a credential is not repeated."""
+    node = listener[1]
+    file.with_name("secrets").write_text("short\n")
+    file.write_text(
+        POLICY + "subscriptions:\n  ci: {url: 'ftp://x', secrets_file: secrets}\n  a b: {url: 'http://a/'}\n"
+    )
+    refused = run("access", "apply", str(file))
+    assert refused.exit_code == 1
+    assert f"{file}:8: subscriptions.ci.url: expected the URL of a receiver" in refused.stderr
+    assert "subscriptions.ci.secrets: expected texts of 16" in refused.stderr
+    assert f"{file}:9: subscriptions.a b: 'a b': " in refused.stderr
+    assert "short" not in refused.stderr
+    assert wait(node, node.directory.subscriptions.list) == []
+    file.write_text(POLICY + "subscriptions:\n  ci: {url: 'http://a/', secrets_file: absent}\n")
+    assert "absent cannot be read" in run("access", "diff", str(file)).stderr

@@ -31,7 +31,7 @@ async def test_a_policy_is_whole_although_another_changes_what_it_replaces(
     monkeypatch.setattr(store, "commit", overtaken)
     grant = GrantInput(subject="group:ops", repository="a", actions=("pull",))
     difference, revision = await directory.policy.replace({"ops": ["ann"]}, [grant])
-    assert [group.members for group in difference.groups_removed] == [("ann",)]
+    assert [group.members for group in difference.rights.groups_removed] == [("ann",)]
     groups, grants, now = await directory.policy.read()
     assert [(group.name, group.members) for group in groups] == [("ops", ("ann",))]
     assert ([each.repository for each in grants], now) == (["a"], revision)

@@ -78,7 +78,7 @@ async def test_all_faults_are_named_at_once(directory: Directory) -> None:
 
 async def test_subscriptions_are_bounded(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subscription beyond the limit is refused; existing ones can be changed."""
-    monkeypatch.setattr(subscriptions, "_SUBSCRIPTIONS_MAX", 1)
+    monkeypatch.setattr(subscriptions, "SUBSCRIPTIONS_MAX", 1)
     await directory.subscriptions.put("a", SubscriptionInput(url=URL))
     with pytest.raises(InvalidError, match="already"):
         await directory.subscriptions.put("b", SubscriptionInput(url=URL))
