@@ -36,7 +36,7 @@ async def test_a_task_that_has_ended_is_no_error() -> None:
     await end(task)
 
 
-async def test_what_is_repeated_goes_on_after_errors_that_are_expected() -> None:
+async def test_a_repeated_task_goes_on_after_expected_errors() -> None:
     """A named error ends nothing, any other ends the task; the first call comes after a pause, or immediately."""
     errors = [KeyError(), ValueError("second")]
 

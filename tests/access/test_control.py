@@ -236,7 +236,7 @@ async def test_logins(node: Node) -> None:
     assert len(messages) == 1
 
 
-async def test_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
+async def test_the_reason_why_a_secret_is_refused_is_for_the_audit_log(node: Node) -> None:
     """A wrong, foreign, expired or misplaced secret gets the same answer; only the audit log has the reason."""
     await node.directory.robots.put("ci", None, ["10.0.0.0/8"])
     robot, text = await node.directory.secrets.add("robot:ci", SecretKind.ROBOT, SecretInput())

@@ -99,7 +99,7 @@ async def test_a_changed_password_ends_what_was_remembered(passwords: Passwords,
     assert len(slow_checks) == 2
 
 
-async def test_what_is_remembered_is_no_password(passwords: Passwords) -> None:
+async def test_memory_holds_no_password(passwords: Passwords) -> None:
     """Memory holds a bounded number of keyed hashes."""
     await passwords.verify("password", await passwords.hash("password"))
     assert all(len(key) == 32 and b"password" not in key for key in passwords._remembered)

@@ -210,7 +210,7 @@ async def test_times_that_are_none(issuer: FakeIssuer, name: str, value: Any) ->
 
 
 @pytest.mark.parametrize("token", ["", ".", "..", "a.b.c", "x" * 20_000, f"{part([])}.{part([])}.", "\udcff.é.\0"])
-async def test_what_is_no_token(issuer: FakeIssuer, token: str) -> None:
+async def test_text_that_is_no_token(issuer: FakeIssuer, token: str) -> None:
     """Text of any kind and size is refused, and costs the issuer nothing."""
     assert await refusal(issuer, token)
     assert issuer.asked == []
@@ -259,7 +259,7 @@ async def test_the_first_rule_that_fits_decides(issuer: FakeIssuer) -> None:
         {"repository": True},
     ],
 )
-async def test_what_no_rule_fits_is_refused(issuer: FakeIssuer, claims: dict[str, Any]) -> None:
+async def test_a_token_that_no_rule_fits_is_refused(issuer: FakeIssuer, claims: dict[str, Any]) -> None:
     """A token that nearly fits a rule is refused."""
     assert await refusal(issuer, issuer.token(**claims)) == "no rule of auth.oidc.ci fits its claims"
 

@@ -147,7 +147,7 @@ async def test_a_caller_that_leaves_does_not_spoil_it_for_others(issuer: FakeIss
         ("/keys", (200, {"Content-Length": "99"}, b"{"), "payload"),
     ],
 )
-async def test_whatever_is_no_key_set_is_unavailable(
+async def test_an_answer_that_is_no_key_set_is_unavailable(
     issuer: FakeIssuer, path: str, answer: tuple[int, dict[str, str], bytes], reason: str
 ) -> None:
     """Redirects, documents of other issuers and junk of any size are refused in words; no redirect is followed."""

@@ -129,7 +129,7 @@ async def test_some_passwords_are_not_asked_for(password: str) -> None:
         assert not await asking(port).verify("ann", password)
 
 
-async def test_what_becomes_of_the_unbind_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_fate_of_the_unbind_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory may close the connection right after its answer."""
     sent = 0
 

@@ -44,7 +44,7 @@ def policy(*grants: Grant, groups: tuple[Group, ...] = (), users: tuple[User, ..
     return Policy(users, groups, grants, {"user:ann": 4})
 
 
-def test_what_nobody_granted_is_denied() -> None:
+def test_an_action_that_nobody_granted_is_denied() -> None:
     """An empty policy denies every action to everyone but administrators, and names the missing grant."""
     for action in Action:
         for subject in ("user:ann", "anonymous", "group:dev"):
@@ -91,7 +91,7 @@ def test_administrators_may_do_everything_and_explain_says_so() -> None:
     assert not judge.is_admin("user:ann")
 
 
-def test_what_anonymous_may_everyone_may() -> None:
+def test_everyone_may_do_as_anonymous_may() -> None:
     """A grant to anonymous counts for every existing subject, and for no other."""
     judge = policy(grant("anonymous", "public/*"))
     for subject in ("anonymous", "user:ann", "user:bob"):
@@ -321,7 +321,7 @@ def test_a_subject_of_an_id_token_has_its_own_grants_and_the_groups_of_its_rule(
     assert judge.with_grants([]).decide(job, "acme/app", PUSH).reason.startswith(f"no grant lets {job} push")
 
 
-def test_who_owns_a_namespace() -> None:
+def test_the_owners_of_a_namespace() -> None:
     """The owners are the subject, members of its group, and each user of their home; until the grant ends."""
     grants = (
         grant("user:ann", "team/**", MANAGE, PULL),

@@ -145,7 +145,7 @@ async def test_robots_that_may_pull_report_and_users_need_push(bench: Bench) -> 
     assert (await bench.report("user:bob"))[0] == 201
 
 
-async def test_what_a_caller_may_not_pull_shows_nowhere(bench: Bench) -> None:
+async def test_a_repository_without_the_right_to_pull_shows_nowhere(bench: Bench) -> None:
     """Neither the repository nor a hidden tag shows; a narrowed secret sees and reports less."""
     await bench.report(tag="secret-feature")
     assert await bench.listed("user:bob") == []

@@ -97,7 +97,7 @@ async def test_an_owner_makes_and_removes_no_owners(owners: Owners) -> None:
     assert (await owners.call("DELETE", f"/grants/{owned}", caller="user:admin"))[0] == 204
 
 
-async def test_what_lies_outside_is_not_to_be_seen(owners: Owners) -> None:
+async def test_grants_outside_are_not_visible(owners: Owners) -> None:
     """A grant outside answers like an absent one; lists, questions and all other routes reveal nothing of it."""
     outside, inside = (
         await owners.grant("user:bob", "other/**", "pull"),

@@ -147,7 +147,7 @@ BAD: list[tuple[dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(("changes", "pointers"), BAD, ids=range(len(BAD)))
-async def test_what_is_not_valid_changes_nothing(policy: Policy, changes: dict[str, Any], pointers: set[str]) -> None:
+async def test_an_invalid_policy_changes_nothing(policy: Policy, changes: dict[str, Any], pointers: set[str]) -> None:
     """Every fault is reported with its place, and the policy stays as it was to the last group."""
     await policy.call("PUT", body=POLICY)
     before = await policy.call("GET")

@@ -22,7 +22,7 @@ def _routed(name: str, upstream: str = "main") -> RoutedRepository:
     return RoutedRepository(upstream, Repository(name))
 
 
-async def test_what_is_known_is_listed_by_name_in_pages(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
+async def test_known_repositories_are_listed_by_name_in_pages(tmp_path: Path, aiohttp_client: AiohttpClient) -> None:
     """Pushed and cached repositories are listed once each and sorted; a prefix filters, and pages follow each other."""
     async with admin_node(tmp_path) as node:
         http = await aiohttp_client(node.app)

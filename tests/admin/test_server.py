@@ -101,7 +101,7 @@ async def test_a_connection_at_rest_is_not_waited_for_without_end() -> None:
         writer.close()
 
 
-async def test_what_runs_is_not_cut_for_being_slow() -> None:
+async def test_a_running_request_is_not_cut_for_being_slow() -> None:
     """A body that is still being sent is read, and an answer that is read slowly is sent whole."""
     app = web.Application()
     app.router.add_put("/", answer_with_body)
@@ -125,7 +125,7 @@ async def test_what_runs_is_not_cut_for_being_slow() -> None:
             writer.close()
 
 
-async def test_what_runs_for_too_long_is_cut() -> None:
+async def test_a_request_that_runs_for_too_long_is_cut() -> None:
     """Neither a body that never arrives nor a handler that never ends delays the end beyond its limit."""
     app, begun = web.Application(), asyncio.Event()
 

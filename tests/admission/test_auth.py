@@ -157,7 +157,7 @@ async def test_a_body_is_not_waited_for_forever(
     assert await bench.node.directory.groups.list() == []
 
 
-async def test_who_has_not_logged_in_is_not_waited_for(bench: Bench, reading: asyncio.Event) -> None:
+async def test_a_caller_without_a_login_is_not_waited_for(bench: Bench, reading: asyncio.Event) -> None:
     """The body of a caller without a login is not read: it would cost memory for nothing."""
     body = HeldBack(b"{}")
     as_json = {"Content-Type": "application/json"}

@@ -121,7 +121,7 @@ async def test_a_list_has_an_end(http: _Http, method: str, path: str, field: str
     ("method", "path"),
     [("POST", "/grants"), ("PATCH", "/grants/1"), ("POST", "/explain"), ("POST", "/me/tokens")],
 )
-async def test_what_not_only_administrators_send_is_small(http: _Http, method: str, path: str) -> None:
+async def test_bodies_that_all_users_may_send_are_small(http: _Http, method: str, path: str) -> None:
     """Bodies that all users may send are small, so that their faults keep no worker busy."""
     for size_bytes, status in ((64 * 1024, 400), (64 * 1024 + 1, 413)):
         async with http.request(method, f"/admin/v1{path}", data=b" " * size_bytes) as response:

@@ -77,7 +77,7 @@ def test_garbage_pushes_no_act_out(proxy: Proxy) -> None:
     assert "more events since" in proxy.command("audit", "search", "--action", "token").stdout
 
 
-def test_what_a_user_repeats_is_folded(proxy: Proxy) -> None:
+def test_repetitions_of_a_user_are_folded(proxy: Proxy) -> None:
     """Users who may change only their own account cannot fill the log with refusals or with their own changes."""
     eve = proxy.add_user("eve")
     assert eve.password is not None

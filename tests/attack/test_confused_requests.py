@@ -98,7 +98,7 @@ async def test_a_body_with_an_upgrade_is_read(public: PublicBench, protocol: str
     ],
     ids=["garbage", "long requests", "a head without end"],
 )
-async def test_what_comes_behind_a_request_costs_little_memory(public: PublicBench, garbage: bytes) -> None:
+async def test_bytes_behind_a_request_cost_little_memory(public: PublicBench, garbage: bytes) -> None:
     """While a request is answered, further bytes of its client are not kept."""
     public.reader.gate = asyncio.Event()
     public.reader.add_blob("team/app", CONTENT)

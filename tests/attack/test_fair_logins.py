@@ -109,7 +109,7 @@ async def test_a_right_password_passes_a_flood_from_another_address(bench: Bench
     assert outcomes(await asyncio.gather(*flood, return_exceptions=True)) == {LoginRefusedError, TooManyLoginsError}
 
 
-async def test_who_logged_in_before_passes_a_flood_from_many_addresses(bench: Bench) -> None:
+async def test_a_known_user_passes_a_flood_from_many_addresses(bench: Bench) -> None:
     """In a flood from as many addresses as there are places, a user known at their address is served first."""
     bench.hashing.gate.set()
     await bench.control.login("ann", PASSWORD, HOME)

@@ -45,7 +45,7 @@ async def ask(reader: FailoverReader, digest: Digest) -> None:
         await reader.fetch_manifest(POISONED, digest)
 
 
-async def test_what_both_sit_on_takes_neither_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_object_that_both_stall_on_takes_neither_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas that never answer for one digest, and receive no other requests, stay writable."""
     monkeypatch.setattr("registry_proxy.upstream.health.ANSWERS_SECONDS", 0.0)
     observer = RecordingObserver()

@@ -62,7 +62,7 @@ def test_a_queue_is_bounded_and_says_what_it_dropped(monkeypatch: pytest.MonkeyP
     assert notice.detail == {"count": 5, "sink": "file"}
 
 
-async def test_what_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_that_was_waited_for_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that waits for an event finds it in the file; batching and a stuck sink do not delay it."""
     monkeypatch.setattr(writer_thread, "_GATHER_SECONDS", 3600)
     writer = ChainWriter(str(tmp_path), "node", "1", Retention(2**20, 3600, 2**30, 3600))
@@ -193,7 +193,7 @@ def _recorded(event: AuditEvent) -> AuditEvent:
     return taken.event
 
 
-def test_what_a_caller_writes_is_cut() -> None:
+def test_text_of_a_caller_is_cut() -> None:
     """No text of an event is longer than 255 characters, in any field: a refusal must not fill the disk."""
     long = "x" * 900_000
     texts = ("subject", "address", "repository", "tag", "digest", "rule")

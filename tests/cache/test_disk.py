@@ -33,7 +33,7 @@ def blob_file(path: Path, digest: Digest) -> Path:
     return path / "blobs" / digest.algorithm / digest.hex[:2] / digest.hex
 
 
-async def test_what_is_not_there_is_none(cache: DiskCache) -> None:
+async def test_an_absent_content_is_none(cache: DiskCache) -> None:
     """A digest that was never seen is absent everywhere, and a drop of it is no error."""
     _, digest = content(1)
     assert cache.open_committed(digest) is None

@@ -56,7 +56,7 @@ def test_a_forgotten_holding_is_gone_for_every_worker(holdings: FileHoldings, ca
     assert other.find(APP, ContentKind.BLOB, ONE) is None
 
 
-def test_what_is_remembered_follows_the_file(holdings: FileHoldings, cache_path: Path) -> None:
+def test_a_remembered_holding_follows_the_file(holdings: FileHoldings, cache_path: Path) -> None:
     """A remembered holding follows its file when another worker writes it, removes it, and writes it again."""
     other_worker = FileHoldings(cache_path)
     for size_bytes in (7, 8, 9):
@@ -101,7 +101,7 @@ def test_the_last_state_of_a_tag_comes_with_type_size_and_record(holdings: FileH
     assert (cached.descriptor, cached.recorded) == (manifest(TWO), None)
 
 
-def test_what_ends_while_it_is_learned_is_not_remembered(holdings: FileHoldings, cache_path: Path) -> None:
+def test_a_holding_that_ends_while_it_is_learned_is_not_remembered(holdings: FileHoldings, cache_path: Path) -> None:
     """An answer asked for before a delete in any worker is not remembered; a fact from a push is."""
     asked_at = holdings.moment(APP)
     blob = Descriptor("application/octet-stream", ONE, 7)
@@ -245,7 +245,7 @@ def test_compare_and_set_against_a_model(
             expected = None
 
 
-def test_who_deletes_has_others_forget_nothing(holdings: FileHoldings, cache_path: Path) -> None:
+def test_a_deletion_elsewhere_makes_others_forget_nothing(holdings: FileHoldings, cache_path: Path) -> None:
     """A deletion elsewhere changes nothing: else one user could force new questions for every repository."""
     asked_at = holdings.moment(APP)
     FileHoldings(cache_path).end(TEAM, ContentKind.BLOB, ONE)
@@ -253,7 +253,7 @@ def test_who_deletes_has_others_forget_nothing(holdings: FileHoldings, cache_pat
     assert holdings.find(APP, ContentKind.BLOB, ONE) is not None
 
 
-def test_what_replicas_said_can_be_forgotten(holdings: FileHoldings, cache_path: Path) -> None:
+def test_answers_of_replicas_can_be_forgotten(holdings: FileHoldings, cache_path: Path) -> None:
     """Answers about one kind in one upstream are removed in every worker; facts from pushes stay."""
     worker, asked_at = FileHoldings(cache_path), 0
     for routed in (APP, TEAM, OTHER):

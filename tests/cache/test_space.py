@@ -69,7 +69,7 @@ async def test_opening_is_a_use(make_cache: MakeCache, cache_path: Path) -> None
     assert [is_there(cache_path, digest) for _, digest in contents] == [True, True, False]
 
 
-async def test_what_comes_once_pushes_nothing_out_that_is_used(make_cache: MakeCache, cache_path: Path) -> None:
+async def test_a_content_used_once_pushes_no_used_one_out(make_cache: MakeCache, cache_path: Path) -> None:
     """A scan of ten times the cache evicts no contents that are used again and again."""
     cache = make_cache(max_size_bytes=8 * MIB)
     popular = [await put(cache, MIB, seed) for seed in range(4)]
@@ -101,7 +101,7 @@ async def test_the_order_outlives_the_worker_and_stays_short(
     assert small.stats()["committed_bytes"] <= 10_000
 
 
-async def test_what_is_kept_is_not_evicted(cache_path: Path, make_cache: MakeCache) -> None:
+async def test_content_of_kept_repositories_is_not_evicted(cache_path: Path, make_cache: MakeCache) -> None:
     """Content of pinned repositories stays; with nothing else to evict, new content passes through and is counted."""
     kept: set[Digest] = set()
     events = Events()
@@ -166,7 +166,7 @@ async def test_a_worker_killed_in_mid_change_leaves_the_counters_right(
     assert (other.stats()["committed_bytes"], other.stats()["entries"]) == ((0, 0) if happened else (1000, 1))
 
 
-async def test_what_is_pinned_is_never_evicted(make_cache: MakeCache, cache_path: Path) -> None:
+async def test_pinned_content_is_never_evicted(make_cache: MakeCache, cache_path: Path) -> None:
     """Pinned content stays until it is unpinned; when all is pinned, new content passes through."""
     cache = make_cache(max_size_bytes=2 * MIB)
     spool = DiskSpool(cache)

@@ -26,7 +26,7 @@ def faults(arrivals: list[Arrival], *operations: Operation, emptied: tuple[Empti
     return [" ".join(one.split()[:3]) for one in event_faults(arrivals, operations, EPOCH, emptied)]
 
 
-def test_what_arrived_in_order_is_well() -> None:
+def test_events_in_order_are_no_fault() -> None:
     """Duplicates with their ids, failed pushes, and a push that moved nothing are no faults."""
     arrivals = [arrival(1, A, 1.5), arrival(1, A, 1.5), arrival(2, B, 3.5), arrival(3, B, 7.5, "delete", "")]
     operations = [push(1, 2, A), push(3, 4, B), push(5, 6, B), push(8, 9, A, Outcome.BROKEN)]

@@ -82,7 +82,7 @@ OLDER = "an older, deleted or unknown tag was served"
         [push(0, 1, C), attach(2, 3, A), delete(4, 5, C), referrers(6, 7, A)],  # a deleted subject
     ],
 )
-def test_what_a_registry_may_say(operations: list[Operation]) -> None:
+def test_answers_that_a_registry_may_give(operations: list[Operation]) -> None:
     """No violation is found where each answer is possible."""
     assert rules(*operations) == []
 
@@ -120,7 +120,7 @@ def test_what_a_registry_may_say(operations: list[Operation]) -> None:
         ([Operation(Kind.PUSH, "p", REPOSITORY, 0, "1", A)], "it never ended"),
     ],
 )
-def test_what_a_registry_may_not_say(operations: list[Operation], rule: str) -> None:
+def test_answers_that_a_registry_may_not_give(operations: list[Operation], rule: str) -> None:
     """Each broken promise is found, and reported once."""
     assert rules(*operations) == [rule]
 

@@ -156,7 +156,7 @@ def test_whoami_shows_what_one_may_do(run: Run, environment: pytest.MonkeyPatch)
     )
 
 
-def test_what_a_grant_does_beyond_its_words_is_said(run: Run) -> None:
+def test_effects_of_a_grant_beyond_its_words_are_printed(run: Run) -> None:
     """An equal grant is made once; warnings name strangers who may delete, and groups that a name creates."""
     first = _json(run("grant", "add", "user:bob", "team/**", "pull,push", "--json"))
     again = run("grant", "add", "user:bob", "team/**", "push,pull", "--json")
@@ -372,7 +372,7 @@ def _store(listener: tuple[str, Node], digest: Any, content: bytes) -> None:
     asyncio.run_coroutine_threadsafe(node.cache.store(digest, content), node.loop).result(10)
 
 
-def test_who_is_no_admin_logs_in_for_what_users_may(
+def test_a_user_who_is_no_admin_logs_in_for_commands_of_users(
     environment: pytest.MonkeyPatch, listener: tuple[str, Node]
 ) -> None:
     """A user who makes personal tokens, or owns a namespace, logs in as an admin does; other commands are refused."""

@@ -346,7 +346,7 @@ def test_an_ldap_that_is_not_well_described_is_refused(tmp_path: Path, changes: 
     assert "u:p@" not in str(refusal.value)
 
 
-def test_what_comes_later_is_refused_as_not_available_yet(tmp_path: Path) -> None:
+def test_a_planned_feature_is_refused_as_not_available_yet(tmp_path: Path) -> None:
     """A planned feature is neither accepted nor reported as a misspelling."""
     main = {**SMALLEST["upstreams"]["main"], "webhooks": "x"}
     config = {**SMALLEST, "upstreams": {"main": main}}

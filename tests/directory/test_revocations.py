@@ -18,7 +18,7 @@ async def test_revocations_at_once_all_count(directory: Directory, store: Store)
 
 
 @pytest.mark.parametrize("subject", ["", "ann", "group:dev", "user:a:b"])
-async def test_what_cannot_be_revoked(directory: Directory, subject: str) -> None:
+async def test_names_that_cannot_be_revoked(directory: Directory, subject: str) -> None:
     """Only subjects that have tokens can be revoked."""
     with pytest.raises(InvalidError):
         await directory.revocations.revoke(subject)

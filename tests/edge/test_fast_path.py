@@ -220,7 +220,7 @@ async def test_both_ways_answer_count_and_log_the_same(
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_what_is_no_longer_allowed_or_held_ends_at_the_next_request(public: PublicBench, path: str) -> None:
+async def test_a_right_or_holding_that_is_gone_ends_at_the_next_request(public: PublicBench, path: str) -> None:
     """After the removal of a grant, a holding or a generation the next request fails, however hot it was."""
     async with public.serving(), connected(public) as connection:
         assert (await connection.ask(f"GET {path}"))[0] == 200
@@ -291,7 +291,7 @@ FIELDS = st.lists(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(method=st.sampled_from(["GET", "GET", "HEAD"]), target=TARGETS, query=QUERIES, token=TOKENS, fields=FIELDS)
-def test_whatever_the_fast_path_answers_the_server_answers_byte_for_byte(
+def test_an_answer_of_the_fast_path_is_that_of_the_server_byte_for_byte(
     served: Served, method: str, target: str, query: str, token: str, fields: list[str]
 ) -> None:
     """Any plain request answered beside aiohttp has the answer, counters and log of the server."""

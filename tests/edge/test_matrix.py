@@ -126,7 +126,7 @@ async def test_the_registry(public: PublicBench, caller: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PURGE"])
-async def test_what_is_no_operation_is_forwarded_to_nobody(public: PublicBench, method: str) -> None:
+async def test_a_request_that_is_no_operation_is_forwarded_to_nobody(public: PublicBench, method: str) -> None:
     """Another path or method under /v2/ is refused: with 401 to strangers, with 404 or 405 to an administrator."""
     for path in ("/v2/team/app", "/v2/team/app/blobs", "/v2/_admin/gc", "/v2/team/app/tags", "/v2/team/app/x/y"):
         async with public.session.request(method, path) as response:

@@ -38,7 +38,7 @@ def errors_of(body: bytes) -> list[dict[str, object]]:
         b"GET /v2/\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_a_400_of_ours(
+async def test_bytes_that_are_no_http_are_a_400_of_ours(
     public: PublicBench, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The answer to bytes that are no HTTP is JSON; the connection ends; no traceback is logged."""

@@ -18,7 +18,7 @@ def test_one_writer_at_a_time_over_threads_and_processes(tmp_path: Path) -> None
     page.close()
 
 
-def test_what_is_written_is_read_by_all(tmp_path: Path) -> None:
+def test_a_written_value_is_read_by_all(tmp_path: Path) -> None:
     """One page reads the writes of another one of the same file; a page in memory is separate."""
     path = str(tmp_path / "page")
     first, second, alone = SharedPage.at(path), SharedPage.at(path), SharedPage.in_memory()

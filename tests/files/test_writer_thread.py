@@ -32,7 +32,7 @@ class Log:
         return 0.0
 
 
-def test_what_is_pending_at_the_end_is_written() -> None:
+def test_pending_entries_are_written_at_the_end() -> None:
     """Gathered and single entries are written in order, and the last call is marked as the last."""
     log = Log()
     with log.thread.running():

@@ -78,7 +78,7 @@ async def test_an_index_has_the_labels_of_its_first_image(bench: Bench) -> None:
         config_of(LABELS) + b" " * CONFIG_MAX_BYTES,
     ],
 )
-async def test_what_cannot_be_read_or_shown_is_missing(bench: Bench, config: bytes) -> None:
+async def test_labels_that_cannot_be_read_or_shown_are_missing(bench: Bench, config: bytes) -> None:
     """A receipt without labels is better than none; escape sequences and long texts are left out."""
     assert await read_labels(bench.pull, APP, add_image(bench, config)) == ImageLabels()
 

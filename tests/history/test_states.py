@@ -43,7 +43,7 @@ def test_steps_count_distinct_digests_back(text: str, current: str, steps: int, 
     assert state_before(moves(text), current, steps) == expected
 
 
-def test_what_came_before_the_history_is_a_state() -> None:
+def test_a_tag_from_before_the_history_is_a_state() -> None:
     """A tag that was made before there was a history can go back to that."""
     assert state_before(moves("b", before="a"), "b", 1) == "a"
 

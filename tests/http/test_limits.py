@@ -20,7 +20,7 @@ def test_times_that_begin_together_end_apart() -> None:
 @pytest.mark.parametrize(
     ("where", "begin"), [("edge.exchange", b"Content-Length: 60000\r\n\r\ng"), ("http.guarded", b"")]
 )
-async def test_what_is_withheld_ends_scattered(
+async def test_withheld_requests_end_scattered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, begin: bytes
 ) -> None:
     """Forms and heads that thousands withhold from the same moment on do not all end in one turn."""

@@ -72,7 +72,7 @@ def test_the_admin_listener_is_not_named(configuration: Path) -> None:
     assert not any("5080" in line or "admin" in line for line in active)
 
 
-async def test_where_the_client_called_is_passed_on(
+async def test_the_address_that_the_client_called_is_passed_on(
     start_nginx: StartNginx, session: aiohttp.ClientSession, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     """The backend gets host with port, scheme and address from nginx, whatever the client claims."""
@@ -252,7 +252,7 @@ async def test_a_read_is_asked_of_the_other_node(
 
 
 @pytest.mark.parametrize(("method", "body"), [("POST", b""), ("PATCH", b"x" * 100_000), ("PUT", b"x" * 100_000)])
-async def test_what_a_node_got_of_a_write_is_not_sent_to_the_other(
+async def test_a_write_that_a_node_received_is_not_sent_to_the_other(
     backends: Backends, session: aiohttp.ClientSession, method: str, body: bytes
 ) -> None:
     """When the first node dies over a write, which it may have done, the client gets the error and decides."""

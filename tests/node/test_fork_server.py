@@ -324,7 +324,7 @@ def test_orphans_are_waited_for_and_copies_left_to_who_made_them(start: Start) -
     assert asyncio.run(outer()) == 0
 
 
-def test_what_cannot_be_loaded_is_an_error(start: Start) -> None:
+def test_a_program_that_cannot_be_loaded_is_an_error(start: Start) -> None:
     """A fork server that ends while it loads is an OSError for the caller, not a wait or a loop."""
 
     def fail() -> RunCopy:

@@ -98,7 +98,7 @@ async def test_tags_and_records_prove_what_they_lead_to(is_recorded: bool) -> No
         assert not await table.holds(LAYER, routed=OTHER)
 
 
-async def test_what_this_node_knows_proves_it_without_a_request(table: Table) -> None:
+async def test_knowledge_of_this_node_proves_it_without_a_request(table: Table) -> None:
     """A manifest that the repository is known to hold, or a cached tag, is enough."""
     app = image(b"layer")
     await table.cache.store(app.digest, app.manifest)
@@ -148,7 +148,7 @@ async def test_a_repository_is_read_once_for_all_who_ask(table: Table, monkeypat
     assert await table.holds(LAYER)
 
 
-async def test_what_a_manifest_may_name(table: Table) -> None:
+async def test_contents_that_a_manifest_may_name(table: Table) -> None:
     """A manifest may name only contents of the repository; its subject may be absent."""
     app = image(b"layer")
     config, _ = (Descriptor("", digest_of(blob), 1) for blob in app.blobs)

@@ -513,7 +513,7 @@ async def test_head_of_a_cold_tag_costs_one_head_and_is_remembered(bench: Bench)
     assert bench.reader.count("resolve_tag") == 1
 
 
-async def test_what_a_head_announced_is_served_after_the_tag_moved(bench: Bench) -> None:
+async def test_an_announced_digest_is_served_after_the_tag_moved(bench: Bench) -> None:
     """A manifest by the digest from an earlier HEAD is served after the tag moved."""
     digest = bench.reader.add_manifest("a", BODY, "latest")
     await bench.pull.head_manifest(A, LATEST)
@@ -597,7 +597,7 @@ async def test_a_tag_that_another_node_moved_is_asked_for_within_its_ttl(bench: 
     assert bench.reader.count("resolve_tag") == 2
 
 
-async def test_who_comes_after_a_push_elsewhere_does_not_join_an_older_question(bench: Bench) -> None:
+async def test_a_request_after_a_push_elsewhere_does_not_join_an_older_question(bench: Bench) -> None:
     """A request after a push does not share the answer to an older question, but asks again."""
     bench.revision = 7
     bench.restart()
@@ -628,7 +628,7 @@ async def test_without_the_store_a_replica_is_asked_for_every_tag(bench: Bench) 
         await bench.pull.head_manifest(A, LATEST)
 
 
-async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench: Bench) -> None:
+async def test_a_tag_that_another_node_moved_is_no_answer_when_replicas_are_away(bench: Bench) -> None:
     """In an outage a cached tag is served only while the record says that nobody has moved it since."""
     bench.revision = 7
     bench.restart()
@@ -644,7 +644,7 @@ async def test_what_another_node_moved_is_no_answer_when_replicas_are_away(bench
             await bench.pull.head_manifest(A, LATEST)
 
 
-async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench: Bench) -> None:
+async def test_a_question_is_asked_again_when_the_record_changes_meanwhile(bench: Bench) -> None:
     """A value from a push in between is not kept under the old revision, which a delete restores."""
     bench.revision = 0
     bench.restart()
@@ -661,7 +661,7 @@ async def test_what_a_replica_says_while_the_record_changes_is_asked_again(bench
     assert bench.reader.count("resolve_tag") == 3
 
 
-async def test_what_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
+async def test_content_that_is_deleted_while_it_is_learned_is_not_remembered(bench: Bench) -> None:
     """A manifest or blob given before a delete is not remembered when the question ends after the delete."""
     manifest, blob = bench.reader.add_manifest("a", BODY), bench.reader.add_blob("a", SECRET)
     bench.reader.gate = asyncio.Event()

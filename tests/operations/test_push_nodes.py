@@ -115,7 +115,7 @@ async def test_docker_over_two_nodes(nodes: Nodes) -> None:
     assert nodes.a.count("push_blob") == 0
 
 
-async def test_what_another_node_took_in_its_place_is_never_taken_for_it(nodes: Nodes) -> None:
+async def test_bytes_that_another_node_took_in_their_place_are_the_ones_that_count(nodes: Nodes) -> None:
     """After a PATCH whose answer was lost, a repetition with other bytes at another node replaces the first one."""
     start = await nodes.one.start()
     await nodes.one.append(start, bytes(len(LAYER)))

@@ -81,7 +81,7 @@ def put_past_us(replica: Any, body: bytes, tag: str | None = None, media_type: s
     return digest
 
 
-async def test_what_was_pushed_is_listed_at_once_and_under_the_fallback_tag(setting: Bench) -> None:
+async def test_a_pushed_referrer_is_listed_at_once_and_under_the_fallback_tag(setting: Bench) -> None:
     """Each entry has the type and annotations that the specification derives, for images and indexes; filters work."""
     bodies = {
         "own": (artifact("1"), OCI_MANIFEST, "application/vnd.example.sbom"),
@@ -158,7 +158,7 @@ async def test_an_entry_that_a_client_takes_out_goes_with_its_manifest(setting: 
     assert tagged(setting.a) == tagged(setting.b) == set()
 
 
-async def test_what_is_no_referrer_does_not_come_back(setting: Bench) -> None:
+async def test_an_entry_that_is_no_referrer_does_not_come_back(setting: Bench) -> None:
     """An entry of another subject's referrer, or of a removed manifest, stays out once a client left it out."""
     other = put_past_us(setting.a, artifact("1", subject=digest_of(b"other")))
     setting.b.manifests |= setting.a.manifests
@@ -193,7 +193,7 @@ async def test_a_delete_is_done_though_the_tag_cannot_be_written(setting: Bench)
     assert await listed(setting) == {}
 
 
-async def test_what_was_pushed_past_us_is_listed_and_kept(setting: Bench) -> None:
+async def test_a_referrer_that_was_pushed_past_us_is_listed_and_kept(setting: Bench) -> None:
     """Referrers under either replica's tag, or in the API of one, are listed; the next push has all under the tag."""
     bodies = [artifact(about) for about in "123"]
     for replica in (setting.a, setting.b):

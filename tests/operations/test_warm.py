@@ -85,7 +85,7 @@ async def test_the_first_blob_brings_all_others(bench: Bench) -> None:
     assert bench.observer.found(CacheRequest, ContentKind.BLOB) == []
 
 
-async def test_who_did_not_get_the_manifest_brings_nothing(bench: Bench) -> None:
+async def test_a_caller_that_did_not_get_the_manifest_brings_nothing(bench: Bench) -> None:
     """Another subject, another repository, a blob of another image and a poller of manifests bring nothing."""
     await bench.get_manifest()
     await bench.get_manifest()
@@ -109,7 +109,7 @@ async def test_three_at_a_time(bench: Bench) -> None:
     await until(lambda: len(bench.cached()) == 9)
 
 
-async def test_what_the_repository_does_not_hold_is_not_made_readable(bench: Bench) -> None:
+async def test_content_that_the_repository_does_not_hold_is_not_made_readable(bench: Bench) -> None:
     """A cached blob of another repository, named in a manifest, gets no holding in this one."""
     secret = digest_of(b"secret")
     await bench.cache.store(secret, b"secret")

@@ -162,7 +162,7 @@ def test_pulls_are_recorded_where_that_is_wanted(start_proxy: StartProxy, regist
     assert event["rule"]
 
 
-def test_who_changes_the_log_is_found_out(start_proxy: StartProxy, registry: Server) -> None:
+def test_a_change_of_the_log_is_found_out(start_proxy: StartProxy, registry: Server) -> None:
     """An edited line is named, and verify ends with 1; before the change, and without signatures, it ends with 0."""
     proxy = start_proxy([registry])
     proxy.add_user("ann")

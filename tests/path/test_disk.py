@@ -123,7 +123,7 @@ def test_pulls_of_far_more_than_the_disk_all_succeed(
         assert proxy.metric("registry_proxy_cache_evicted_total") > 0
 
 
-def test_who_follows_a_fetch_when_the_disk_is_full_gets_the_rest_from_upstream(
+def test_a_follower_of_a_fetch_on_a_full_disk_gets_the_rest_from_upstream(
     start_proxy: StartProxy, registry: Server, disk: Disk, tmp_path: Path
 ) -> None:
     """With the disk full at half a body, ten clients over two workers have it whole, and nothing stays on the disk."""
@@ -153,7 +153,7 @@ def test_who_follows_a_fetch_when_the_disk_is_full_gets_the_rest_from_upstream(
 
 
 @pytest.mark.parametrize("size_bytes", [10_000, 3 * MIB])
-def test_what_the_disk_cannot_read_any_more_comes_from_upstream(
+def test_content_that_the_disk_cannot_read_any_more_comes_from_upstream(
     start_proxy: StartProxy, registry: Server, disk: Disk, size_bytes: int
 ) -> None:
     """Blobs and a manifest on a device that fails arrive correctly at clients, whole and in part."""

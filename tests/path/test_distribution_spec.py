@@ -212,7 +212,7 @@ def test_end_2_and_3_say_404_for_what_is_not_there(whole: Service, method: str, 
 
 
 @pytest.mark.parametrize("service", [DOWN], indirect=True)
-def test_what_a_replica_that_is_down_may_hold_is_not_said_to_be_absent(service: Service) -> None:
+def test_an_object_that_a_replica_that_is_down_may_hold_is_not_called_absent(service: Service) -> None:
     """While its absence is uncertain the answer is 503 with Retry-After, and never 404."""
     answer = service.ask("GET", new_repository(), f"/blobs/{ABSENT}")
     assert (answer.status_code, code(answer)) == (503, "UNAVAILABLE")

@@ -225,7 +225,7 @@ def test_an_import_brings_what_the_source_has(
     assert user.get(REPOSITORY, f"blobs/{digest_of(b'elsewhere')}").status_code == 404
 
 
-def test_what_is_kept_cannot_be_pushed_as_it_is(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_a_keeper_cannot_be_pushed_as_it_is(registries: list[Server], start_proxy: StartProxy) -> None:
     """A client that copies it past the proxy and pushes it through the proxy gets an error with the right way."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push=["**"])

@@ -149,7 +149,7 @@ def test_a_tag_rolls_back_at_all_replicas(proxy: Proxy, registries: list[Server]
     assert json.loads(command.stdout) == {"digest": first, "previous": third}
 
 
-def test_what_is_not_whole_is_not_rolled_back_to(proxy: Proxy, registries: list[Server]) -> None:
+def test_a_state_that_is_not_whole_is_not_rolled_back_to(proxy: Proxy, registries: list[Server]) -> None:
     """A layer that both registries lost is named, and the tag stays; so is a manifest that was deleted."""
     ann = proxy.add_user("ann", pull_push_delete=["team/**"])
     first, second = make_image(b"lost layer"), make_image(b"two")

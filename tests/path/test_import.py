@@ -91,7 +91,7 @@ def test_images_come_with_all_that_belongs_to_them(
     assert (again.exit_code, again.stderr) == (0, "0 images copied (0 B), 3 were there already.\n")
 
 
-def test_what_could_not_be_copied_is_listed(
+def test_images_that_could_not_be_copied_are_listed(
     source: Server, start_registry: StartRegistry, start_proxy: StartProxy
 ) -> None:
     """Failures are listed with name and reason, exit status 1; the rest is copied; the next run tries them again."""

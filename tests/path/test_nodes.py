@@ -134,7 +134,7 @@ def is_gone(client: httpx.Client, path: str) -> bool:
     return client.get(path).status_code == 404
 
 
-def test_what_is_deleted_through_one_node_is_gone_at_the_other(pair: Pair) -> None:
+def test_content_that_is_deleted_through_one_node_is_gone_at_the_other(pair: Pair) -> None:
     """The tag is gone immediately, manifest and blob within two seconds, though the other node has both cached."""
     image = make_image(LAYER)
     pair.user(pair.one).push("team/app", "latest", image)

@@ -87,7 +87,7 @@ def put_past_us(servers: Sequence[Server], artifacts: Sequence[Image], *, tag: s
             push_directly(server, REPOSITORY, tag, Image(json.dumps(index).encode(), {}, OCI_INDEX))
 
 
-def test_what_is_attached_is_listed_until_it_is_deleted(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_an_attached_artifact_is_listed_until_it_is_deleted(registries: list[Server], start_proxy: StartProxy) -> None:
     """Immediately, by type and in pages, also where the subject comes later or never; and at each registry."""
     proxy = start_proxy(registries)
     user = proxy.add_user("ann", pull_push_delete=["team/**"])
@@ -173,7 +173,7 @@ def test_a_registry_that_was_away_is_given_the_referrers(registries: list[Server
 
 
 @pytest.mark.timeout(180)
-def test_what_was_there_before_is_listed_and_lost_by_nothing(
+def test_referrers_from_before_are_listed_and_lost_by_nothing(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
     """Different fallback tags of both registries are merged, kept by pushes of two nodes, and without a store."""

@@ -185,7 +185,7 @@ def test_it_is_found_again_after_the_loss_of_the_store(registries: list[Server],
     assert tags_of(first) == tags_of(second)
 
 
-def test_what_is_wrong_is_refused_and_leaves_nothing(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_a_wrong_push_is_refused_and_leaves_nothing(registries: list[Server], start_proxy: StartProxy) -> None:
     """A wrong digest, an unknown algorithm, a missing blob, a reserved tag: 400, 404 or 403, and nothing is stored."""
     proxy = start(start_proxy, registries)
     user = proxy.add_user("ann", pull_push=["team/**"])

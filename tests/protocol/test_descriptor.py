@@ -190,7 +190,7 @@ def test_an_absent_list_is_an_empty_one(media_type: dict[str, object], absent: o
         (image(mediaType=...), DOCKER_SCHEMA1),
     ],
 )
-def test_what_is_no_manifest_is_refused(body: bytes, media_type: str) -> None:
+def test_a_body_that_is_no_manifest_is_refused(body: bytes, media_type: str) -> None:
     """Broken, too deep, contradicting or two-faced bodies are MANIFEST_INVALID, a 400."""
     with pytest.raises(RegistryError) as caught:
         parse_manifest(body, media_type)

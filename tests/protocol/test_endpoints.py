@@ -194,7 +194,7 @@ def test_bad_names_are_name_invalid(name: str, rest: str) -> None:
      "/v2//", "/v2/tags/list", "/V2/", "/v2/a/manifests/x/y", "//v2/", "/v2/a/b/c", "/v2/..", "/%762/",
      "/v2/a\n/tags/list"],
 )  # fmt: skip
-def test_what_is_no_endpoint_is_unknown(path: str) -> None:
+def test_a_path_that_is_no_endpoint_is_unknown(path: str) -> None:
     """A path outside the table is refused, whatever the method: it is never forwarded."""
     for method in METHODS:
         with pytest.raises(RegistryError) as caught:

@@ -50,7 +50,7 @@ def test_the_status_is_the_codes_unless_given() -> None:
     assert "no" in str(RegistryError(ErrorCode.DENIED, "no", detail={"name": "a"}))
 
 
-def test_what_cannot_be_known_is_a_503_with_retry_after() -> None:
+def test_an_uncertain_answer_is_a_503_with_retry_after() -> None:
     """An uncertain answer is never a 404, and has the time to wait; a misbehaving upstream is a 502."""
     error = unavailable("no replica answers")
     assert (error.code, error.status, error.headers["Retry-After"]) == (ErrorCode.UNAVAILABLE, 503, "5")

@@ -213,7 +213,7 @@ NAMESPACE = st.lists(st.sampled_from(["a", "b", "a-"]), min_size=1, max_size=2)
 @example(["a"], ["a*", "b"], ["aa", "b"])
 @example(["a"], ["a-", "b"], ["a-", "b"])
 @example(["a"], ["**", "b"], ["b"])
-def test_what_lies_in_a_namespace_matches_nothing_outside(
+def test_a_pattern_in_a_namespace_matches_nothing_outside(
     namespace: list[str], pattern: list[str], name: list[str]
 ) -> None:
     """Every match of a pattern inside a namespace is in the namespace: an owner grants nothing else."""

@@ -74,7 +74,7 @@ def test_an_index_comes_back_with_fields_that_are_unknown_here() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"manifests": {}}', b"[" * 100_000])
-def test_what_is_no_index_is_refused(body: bytes) -> None:
+def test_a_body_that_is_no_index_is_refused(body: bytes) -> None:
     """An image, a list or no JSON at all is no list of referrers, and not an empty one either."""
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
         parse_referrers(body, skips_malformed=True)

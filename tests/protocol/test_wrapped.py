@@ -81,7 +81,7 @@ def test_a_manifest_that_cannot_be_kept_is_too_large() -> None:
         {"registry-proxy.media-type": 1},
     ],
 )
-def test_what_is_no_wrapper_is_none(annotations: dict[str, object] | None) -> None:
+def test_another_manifest_is_no_wrapper(annotations: dict[str, object] | None) -> None:
     """No annotations of another manifest are read as a wrapper's, or cause a failure."""
     valid = json.loads(wrap(manifest_of(image(b"1", algorithm="sha512")), {}).body)["annotations"]
     document = {"annotations": annotations and valid | annotations}

@@ -77,7 +77,7 @@ async def test_only_fallback_tags_are_proved_absent(desk: Desk, suffix: str) -> 
     assert [tag for tag in others if await desk.is_absent("b", tag=Tag(tag + suffix))] == []
 
 
-async def test_what_is_on_record_is_not_absent(desk: Desk) -> None:
+async def test_a_tag_on_record_is_not_absent(desk: Desk) -> None:
     """A recorded push is not absent, even if its node died before its answer; after a delete it is absent."""
     await desk.comparison.compare()
     desk.bench.replicas.down.add("a")
@@ -102,7 +102,7 @@ async def test_a_replica_with_a_tag_of_its_own_proves_nothing(desk: Desk) -> Non
     assert await desk.is_absent("b", tag=Tag(f"{FALLBACK}.sig"))
 
 
-async def test_what_a_replica_missed_leaves_no_doubt(desk: Desk) -> None:
+async def test_a_write_that_a_replica_missed_leaves_no_doubt(desk: Desk) -> None:
     """Recorded tags, and deleted ones that a replica still has, are known to the journal and leave no doubt."""
     await desk.push()
     for name, tag in (("a", Tag(f"{FALLBACK}.sig")), ("b", FALLBACK)):

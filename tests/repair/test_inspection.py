@@ -101,7 +101,7 @@ async def test_an_emptied_storage_is_distinct_from_an_older_one(setting: Bench, 
 
 
 @pytest.mark.parametrize("unheard", ["sentinel", "witness"])
-async def test_what_a_replica_does_not_answer_for_hides_nothing_else(
+async def test_a_question_without_an_answer_hides_nothing_else(
     setting: Bench, inspection: Inspection, monkeypatch: pytest.MonkeyPatch, unheard: str
 ) -> None:
     """An older state is detected even if it refuses us the sentinels' repository, or fails with the newest witness."""

@@ -63,7 +63,7 @@ async def test_a_pin_of_what_nobody_misses_is_no_loss(setting: Bench) -> None:
     assert await Keeper(setting).lost() == 0
 
 
-async def test_what_lost_its_pin_is_pinned_again(setting: Bench) -> None:
+async def test_content_that_lost_its_pin_is_pinned_again(setting: Bench) -> None:
     """Without its entry in the list of pins a content is pinned again as long as a replica misses it."""
     contents = await push_without_b(setting)
     setting.spool.pins.clear()

@@ -80,7 +80,7 @@ async def test_a_manifest_whose_tag_has_moved_survives_the_loss_of_the_store_and
     assert same(setting)
 
 
-async def test_what_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Bench) -> None:
+async def test_a_manifest_that_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Bench) -> None:
     """Manifests that were deleted, or collected by all replicas, are not recorded by a node that does not know it."""
     deleted, missed, gone, held = [await push(setting, image(content)) for content in (b"1", b"2", b"3", b"4")]
     await lose_store(setting)
@@ -96,7 +96,7 @@ async def test_what_was_deleted_or_is_nowhere_is_not_on_record_again(setting: Be
     assert await recorded(setting) == {f"{ROUTED}|{held.digest}"}
 
 
-async def test_what_a_node_adds_after_the_comparison_is_compared_too(setting: Bench) -> None:
+async def test_knowledge_added_after_the_comparison_is_compared_too(setting: Bench) -> None:
     """A node that was away, or hung, while others compared, adds its knowledge at its return."""
     missing = await push(setting, image(b"1"))
     del setting.b.manifests[REPOSITORY, missing.digest]

@@ -88,7 +88,7 @@ def same(setting: Bench) -> bool:
     return (a.tags, a.manifests, a.blobs) == (b.tags, b.manifests, b.blobs)
 
 
-async def test_what_was_pushed_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
+async def test_pushes_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
     """Blobs, children, index and tags reach it, each after its references; nothing stays open or pinned."""
     await push(setting, image(b"before"), "latest")
     setting.replicas.down.add("b")
@@ -121,7 +121,7 @@ async def test_the_cache_alone_is_enough(setting: Bench, workshop: Workshop, cap
     assert "replica main/b: 4 keys repaired, 0 failed" in caplog.messages
 
 
-async def test_what_was_deleted_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
+async def test_deletes_while_a_replica_was_down(setting: Bench, workshop: Workshop) -> None:
     """Manifest, tags and a blob are removed there too; an older tag goes without the manifest that it was on."""
     old = await push(setting, image(b"old"), "moved", "kept")
     gone = await push(setting, image(b"gone"), "v1")

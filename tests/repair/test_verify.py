@@ -66,7 +66,7 @@ async def test_equal_replicas_do_not_differ(setting: Bench) -> None:
     assert (comparison.repositories_done, comparison.manifests, comparison.blobs) == (1, 3, 3)
 
 
-async def test_what_is_being_written_does_not_differ(setting: Bench) -> None:
+async def test_a_push_under_way_is_no_difference(setting: Bench) -> None:
     """A push that only one replica has taken yet is no difference: endless pushes keep no replica out."""
     await push(setting, image(b"1"), "latest")
     new = image(b"2")
@@ -81,7 +81,7 @@ async def test_what_is_being_written_does_not_differ(setting: Bench) -> None:
     assert is_equal(await compare(setting))
 
 
-async def test_what_was_written_meanwhile_does_not_differ(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tag_that_moves_meanwhile_is_no_difference(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tag that moves between the answers of two replicas is the same at both in the end."""
     await push(setting, image(b"1"), "latest")
     resolve_tag = setting.b.resolve_tag
@@ -165,7 +165,9 @@ async def test_lost_contents_are_reported(setting: Bench) -> None:
     assert (comparison.lost, comparison.differing, comparison.repaired) == (2, 0, 0)
 
 
-async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_manifest_that_is_deleted_meanwhile_is_not_lost(
+    setting: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A recorded manifest that a client deletes during the comparison is absent everywhere, and not lost."""
     gone = await push(setting, image(b"1"), "latest")
     verifier = setting.verifier()
@@ -182,7 +184,7 @@ async def test_what_is_deleted_meanwhile_is_not_lost(setting: Bench, monkeypatch
     assert not (await setting.under_test.journal.current.marks()).lost_keys
 
 
-async def test_what_was_deleted_is_no_difference(setting: Bench) -> None:
+async def test_a_deleted_manifest_is_no_difference(setting: Bench) -> None:
     """A replica that missed a delete still has manifest and tag: neither goes back to the others."""
     gone = await push(setting, image(b"1"), "v1")
     setting.replicas.down.add("b")

@@ -62,7 +62,7 @@ async def test_a_long_list_is_read() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 5}', b'{"tags": [', b"[" * 5000])
-async def test_what_is_no_list_is_a_502(body: bytes) -> None:
+async def test_a_body_that_is_no_list_is_a_502(body: bytes) -> None:
     """Garbage with 200 is no empty list."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
         registry.inject(Fault(status=200, body=body))

@@ -127,7 +127,7 @@ async def test_the_password_goes_to_no_other_host() -> None:
         ("http://[", False),
     ],
 )
-async def test_where_a_token_may_be_fetched(realm: str, is_allowed: bool) -> None:  # noqa: FBT001 - table
+async def test_realms_from_which_a_token_may_be_fetched(realm: str, is_allowed: bool) -> None:  # noqa: FBT001 - table
     """The realm must be on the replica's own host, never less safe, and carry no user."""
     connections = ReplicaConnections()
     login = ReplicaLogin(ReplicaAddress("main", "a", "https://registry.example"), connections, PATIENT, tls=True)

@@ -87,7 +87,7 @@ async def test_redirects_end_after_five_hops() -> None:
     assert len(registry.requests) == 6
 
 
-async def test_what_is_written_is_not_redirected() -> None:
+async def test_a_write_is_not_redirected() -> None:
     """A redirected POST is a 502: its body is sent to no other place."""
     async with FakeRegistry() as registry, FakeRegistry() as other, open_client(registry.url) as client:
         registry.inject(Fault(redirect_to=other.url))
@@ -236,7 +236,7 @@ async def test_a_real_registry_is_one(start_registry: StartRegistry) -> None:
     ],
     ids=["html", "404", "redirect", "401", "403", "500", "stall"],
 )
-async def test_what_is_no_good_probe(fault: Fault, error: type[Exception]) -> None:
+async def test_answers_that_are_no_good_probe(fault: Fault, error: type[Exception]) -> None:
     """Other answers than a registry's 200 are distinguished: no registry, credentials refused, no answer."""
     async with FakeRegistry() as registry, open_client(registry.url, timeouts=HASTY) as client:
         registry.inject(fault)

@@ -161,7 +161,7 @@ async def test_a_caller_that_asked_during_the_delete_of_a_tag_asks_again(setting
 
 
 @pytest.mark.parametrize("storage", list(StorageKind))
-async def test_where_nothing_deletes_nothing_changes(setting: Bench, storage: StorageKind) -> None:
+async def test_a_delete_without_a_replica_that_deletes_changes_nothing(setting: Bench, storage: StorageKind) -> None:
     """Replicas with deletes switched off: 405 for manifest, tag and blob, no tombstone, and the image stays."""
     setting.replicas.storage = storage
     app = await push(setting, image(b"1"), LATEST)
@@ -198,7 +198,7 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     assert await setting.under_test.store.list(Table.MANIFESTS) == []
 
 
-async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
+async def test_an_absent_object_is_not_deleted(setting: Bench) -> None:
     """An absent object is a 404 with the right code, and leaves no tombstone; a second delete is a 404 too."""
     app = await push(setting, image(b"1"), LATEST)
     unknown = digest_of(b"unknown")
@@ -210,7 +210,7 @@ async def test_what_is_nowhere_is_not_deleted(setting: Bench) -> None:
     assert await setting.under_test.intents() == {}
 
 
-async def test_what_nobody_can_tell_is_no_404(setting: Bench) -> None:
+async def test_an_uncertain_object_is_no_404(setting: Bench) -> None:
     """A delete of an unknown object while a replica does not answer is a 503."""
     setting.b.is_down = True
     with pytest.raises(UpstreamUnavailableError):

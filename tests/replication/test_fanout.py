@@ -121,7 +121,7 @@ async def test_a_defect_is_not_taken_for_a_replica_that_is_down() -> None:
     assert "r0" not in replica_set.down
 
 
-def test_what_is_known_to_fail_is_refused_first() -> None:
+def test_a_write_that_is_known_to_fail_is_refused_first() -> None:
     """Read-only is 403 DENIED; too few available replicas are 503; over shared storage one is enough."""
     replica_set = replicas(2, write_quorum=2)
     check_writable(replica_set)

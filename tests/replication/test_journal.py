@@ -65,7 +65,7 @@ async def test_a_write_under_way_counts_against_nobody_and_an_abandoned_one_agai
         assert marks.misses_tag("b", ROUTED, LATEST)
 
 
-async def test_who_was_behind_stays_behind_while_a_newer_write_is_under_way(tmp_path: Path) -> None:
+async def test_a_replica_stays_behind_while_a_newer_write_is_under_way(tmp_path: Path) -> None:
     """A replica that missed the last move of a tag is not asked for it during the next one."""
     async with open_journal(tmp_path) as (journal, _):
         await journal.conclude(await journal.begin({TAG_KEY: (OLD, "type")}, NAMES), {"a"})
@@ -171,7 +171,7 @@ async def test_without_the_store_the_last_marks_stand(tmp_path: Path, monkeypatc
         assert (await journal.current.marks()).misses_tag("b", ROUTED, LATEST)
 
 
-async def test_what_a_lost_store_said_is_written_again(tmp_path: Path) -> None:
+async def test_the_content_of_a_lost_store_is_written_again(tmp_path: Path) -> None:
     """Open intents, newcomers and pauses in memory are on record again, and the store's answer is doubtful."""
     async with open_store(f"sqlite:///{tmp_path / 'store.db'}", str(tmp_path / "page")) as (store, changes):
         journal = Journal(store, changes, RecordingObserver(), {"main": NAMES}, guarded=["main"])

@@ -74,7 +74,7 @@ async def test_by_digest_no_tag_is_made(setting: Bench) -> None:
 @pytest.mark.parametrize(
     ("body", "media_type"), [(b"[", OCI_MANIFEST), (b"{}", OCI_MANIFEST), (b"{}", DOCKER_SCHEMA1_SIGNED)]
 )
-async def test_what_is_no_manifest_reaches_no_replica(setting: Bench, body: bytes, media_type: str) -> None:
+async def test_a_body_that_is_no_manifest_reaches_no_replica(setting: Bench, body: bytes, media_type: str) -> None:
     """Broken bodies and schema 1 are MANIFEST_INVALID before anything is written."""
     error = await refused(setting.under_test.put(LATEST, body, media_type))
     assert error.code is ErrorCode.MANIFEST_INVALID
@@ -185,7 +185,7 @@ async def test_a_quorum_lost_midway_rolls_forward(setting: Bench) -> None:
     assert cached_tag(setting) == app.digest
 
 
-async def test_what_all_refuse_is_taken_back(setting: Bench) -> None:
+async def test_a_manifest_that_all_refuse_is_taken_back(setting: Bench) -> None:
     """A manifest that every replica refuses leaves intents, records and the tag as before; the answer says why."""
     setting.replicas.down.add("b")
     first = await push(setting, image(b"layer"))
@@ -212,7 +212,7 @@ async def test_a_collected_blob_is_sent_again_from_the_cache(setting: Bench) -> 
     assert len(setting.a.blobs) == len(setting.b.blobs) == 2
 
 
-async def test_what_a_repair_brings_after_a_refusal_makes_that_no_final_one(
+async def test_a_refusal_is_not_final_when_a_repair_brings_the_blob(
     setting: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica that missed a blob, and has it a moment later, gets the manifest: no final refusal is on record."""
@@ -232,7 +232,7 @@ async def test_what_a_repair_brings_after_a_refusal_makes_that_no_final_one(
     assert await setting.under_test.intents() == {}
 
 
-async def test_what_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
+async def test_a_blob_that_cannot_be_sent_again_is_forgotten(setting: Bench) -> None:
     """For a collected blob in no cache the client gets MANIFEST_BLOB_UNKNOWN, and its retry will upload it."""
     app = await upload(setting, image(b"layer"))
     setting.a.blobs.clear()

@@ -164,7 +164,7 @@ async def test_blobs_lost_at_the_registries_come_from_the_cache(setting: Setting
         assert (await get(setting.second, f"{REPOSITORY}/{path}")).status_code == 200
 
 
-async def test_what_was_never_pushed_is_refused(setting: Setting) -> None:
+async def test_a_manifest_over_unknown_blobs_is_refused(setting: Setting) -> None:
     """A manifest over unknown blobs gets the registries' own refusal, and leaves no trace."""
     app = image(b"never")
     with pytest.raises(RegistryError) as caught:

@@ -75,7 +75,7 @@ def test_rights_to_delete_are_by_tag(registries: list[Server], start_proxy: Star
     assert tags(ann) == ["prod"]
 
 
-def test_where_deletes_are_off_it_is_405(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
+def test_a_delete_is_405_with_deletes_off(start_registry: StartRegistry, start_proxy: StartProxy) -> None:
     """The tag is served as before, also when one of the registries is down, and no registry is behind."""
     registries = [start_registry(name, delete_enabled=False) for name in ("first", "second")]
     proxy = start_proxy(registries)

@@ -86,7 +86,7 @@ def _half_moved(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_whole, _half_moved])
-def test_what_an_older_release_kept_inside_is_moved(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_files_of_an_older_release_inside_are_moved(tmp_path: Path, make: Callable[[Path], None]) -> None:
     """Log, id and pins of a cache of 0.1.0 are beside it after a start, also after one that was cut off."""
     cache, kept = tmp_path / "cache", tmp_path / "cache.audit"
     make(cache)

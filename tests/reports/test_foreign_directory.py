@@ -34,7 +34,7 @@ def written(directory: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["temp/x", "fills/x.part", "metrics/x.txt", "blobs/x", "photo.jpg", "schema"])
-def test_what_is_not_ours_is_refused_untouched(tmp_path: Path, copies: Copies, name: str) -> None:
+def test_a_foreign_directory_is_refused_untouched(tmp_path: Path, copies: Copies, name: str) -> None:
     """`serve`, `restore` and `check-config` name the key and the directory, and change nothing in it."""
     proxy = proxy_server(tmp_path, [NOWHERE], copies=copies)
     before = tree(written(proxy.cache, name))
@@ -75,7 +75,7 @@ def _of_a_start_that_was_cut(cache: Path) -> None:
     ],
     ids=["absent", "empty", "a new file system", "of an older release", "of a start that was cut"],
 )
-def test_what_is_ours_or_nobodys_is_taken(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_directory_of_ours_or_of_nobody_is_taken(tmp_path: Path, make: Callable[[Path], object]) -> None:
     """A new directory, the root of a file system, and leftovers of an older release or a cut start are accepted."""
     proxy = proxy_server(tmp_path, [NOWHERE])
     make(proxy.cache)

@@ -89,7 +89,7 @@ async def start(start_proxy: StartProxy, tmp_path: Path, registry: FakeRegistry)
     return await asyncio.to_thread(lambda: proxy.add_user("ann", pull=["**"]))
 
 
-async def test_what_get_can_do_does_not_depend_on_head(start_proxy: StartProxy, tmp_path: Path) -> None:
+async def test_the_answers_to_get_do_not_depend_on_head(start_proxy: StartProxy, tmp_path: Path) -> None:
     """However HEAD is refused, images on a cached base are pulled, absent objects are 404, and no replica goes down."""
     async with FakeRegistry() as registry, FakeRegistry() as storage:
         readers = Readers(await start(start_proxy, tmp_path, registry), registry, storage)
@@ -114,7 +114,7 @@ ON_THE_WIRE = {
 
 
 @pytest.mark.parametrize("answer", ON_THE_WIRE.values(), ids=list(ON_THE_WIRE))
-async def test_what_is_no_answer_to_a_head_is_asked_by_get(answer: bytes) -> None:
+async def test_a_head_without_an_answer_is_followed_by_a_get(answer: bytes) -> None:
     """A HEAD that is cut, or answered against HTTP's rules, spoils neither its GET nor the next requests."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,7 +167,7 @@ async def test_a_length_that_nobody_tells_is_counted() -> None:
         assert cut.value.outcome == "cut"
 
 
-async def test_what_is_absent_costs_a_get_until_the_repository_took_a_push() -> None:
+async def test_an_absent_object_costs_a_get_until_the_repository_took_a_push() -> None:
     """Before a repository's first push each absent blob and tag costs HEAD and GET; later only a HEAD."""
     async with FakeRegistry() as registry, open_client(registry.url) as client:
 

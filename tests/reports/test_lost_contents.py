@@ -167,7 +167,7 @@ async def test_a_registry_that_takes_an_index_without_its_child_gets_it(setting:
     assert (REPOSITORY, kept.digest) in setting.b.manifests
 
 
-async def test_what_a_replica_missed_and_the_other_lost_keeps_it_not_behind(setting: Bench) -> None:
+async def test_content_that_one_missed_and_the_other_lost_keeps_none_behind(setting: Bench) -> None:
     """When it was away for a push, and the other lost the layer since, the replica is up, and the layer lost."""
     setting.replicas.down.add("b")
     app = await push(setting, image(b"layer"), "latest")
@@ -260,7 +260,7 @@ async def test_a_loss_is_reported_once_counted_and_dismissed(setting: Bench, cap
     ]
 
 
-async def test_what_is_pushed_again_is_not_lost(setting: Bench) -> None:
+async def test_content_that_is_pushed_again_is_not_lost(setting: Bench) -> None:
     """The push of a lost manifest or blob ends it immediately, and refusals because of it are tried again."""
     both, _, gone = await push_an_index_with_a_lost_child(setting)
     setting.b.tags, setting.b.manifests, setting.b.blobs = {}, {}, {}

@@ -253,7 +253,7 @@ def put_directly(registry: FakeRegistry, repository: str, image: Image, *tags: s
 
 
 @pytest.mark.parametrize("mixes", [ZOT, EVERYTHING], ids=["blobs", "blobs and manifests"])
-async def test_what_another_repository_holds_is_not_there(
+async def test_content_of_another_repository_is_not_there(
     start_proxy: StartProxy, tmp_path: Path, mixes: tuple[str, ...]
 ) -> None:
     """With the digests of a secret image a user gets neither its bytes nor its existence, in many ways."""
@@ -271,7 +271,7 @@ async def test_what_another_repository_holds_is_not_there(
 
 
 @pytest.mark.parametrize("mixes", [ZOT, EVERYTHING], ids=["blobs", "blobs and manifests"])
-async def test_what_a_repository_holds_is_served(
+async def test_content_of_a_repository_is_served(
     start_proxy: StartProxy, tmp_path: Path, mixes: tuple[str, ...]
 ) -> None:
     """Pushes, shared layers, mounts, children, caches of BuildKit and older contents work as elsewhere."""

@@ -185,7 +185,7 @@ async def test_it_is_counted_and_shown() -> None:
     assert observer.count(UpstreamRequest, "main", "a", "GET", "429") == 1
 
 
-async def test_what_is_cached_is_served_meanwhile(start_proxy: StartProxy) -> None:
+async def test_cached_content_is_served_meanwhile(start_proxy: StartProxy) -> None:
     """Cached contents are served by digest as ever, by tag with a Warning; all else gets the 429 with its message."""
     image = make_image(b"layer")
     async with FakeRegistry() as registry:

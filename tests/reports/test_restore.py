@@ -21,7 +21,7 @@ def offline(*arguments: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_what_was_deleted_since_a_backup_can_be_forgotten(registries: list[Server], start_proxy: StartProxy) -> None:
+def test_images_deleted_since_a_backup_can_be_forgotten(registries: list[Server], start_proxy: StartProxy) -> None:
     """`verify` names the possible cause and the command, and succeeds after it; all other images are untouched."""
     proxy = start_proxy(registries)
     ann, images = proxy.add_user("ann", pull_push=["**"], delete=["**"]), [make_image(b"kept"), make_image(b"gone")]

@@ -192,7 +192,7 @@ def test_a_pipeline_goes_on_with_either_registry_down(registries: list[Server], 
 
 
 @pytest.mark.timeout(120)
-def test_what_only_the_dead_registry_holds_is_not_said_to_be_absent(
+def test_a_tag_that_only_the_dead_registry_holds_is_not_called_absent(
     registries: list[Server], start_proxy: StartProxy, redis: Server
 ) -> None:
     """A signature acknowledged while the other was away is 503 at every node, also after a restart."""

@@ -78,7 +78,7 @@ async def until_copied(group: Group) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_what_was_committed_outlives_the_primary(group: Group, page: ChangePage, number: signal.Signals) -> None:
+async def test_commits_outlive_the_primary(group: Group, page: ChangePage, number: signal.Signals) -> None:
     """A primary that is killed or hangs is replaced by its replica, which has all earlier writes.
 
     Also when the first Sentinel accepts connections and never answers.

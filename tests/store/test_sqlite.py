@@ -72,7 +72,7 @@ def test_many_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM records WHERE tbl = 'users'").fetchone() == (8,)
 
 
-async def test_what_is_no_database_is_an_unavailable_store(tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database_is_an_unavailable_store(tmp_path: Path) -> None:
     """A file of another kind, or a directory, is named in the error and not touched."""
     (tmp_path / "text").write_text("precious " * 1000)
     (tmp_path / "directory").mkdir()

@@ -25,7 +25,7 @@ def test_a_cut_counts_for_its_content_and_a_lie_for_all() -> None:
     assert not doubts.has_lied("b", "one")
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_memory_of_doubts_is_bounded() -> None:
     """Of many doubts the newest count."""
     doubts = Doubts(_Clock())
     for i in range(5000):

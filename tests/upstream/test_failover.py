@@ -306,7 +306,7 @@ async def test_a_tag_comes_only_from_replicas_that_have_its_last_move(pair: Pair
     assert pair.a.count("HEAD") == 0
 
 
-async def test_what_a_replica_cannot_have_is_not_asked_of_it(pair: Pair) -> None:
+async def test_a_content_that_a_replica_refuses_is_not_asked_of_it(pair: Pair) -> None:
     """The other one answers, with 404 too; alone, the refusing one causes a 503. Its other 404s count."""
     digest = pair.b.add_manifest(REPOSITORY, b'{"new":1}')
     absent = digest_of(b"absent")
@@ -366,7 +366,7 @@ async def test_a_tag_is_absent_when_that_is_proved_of_all_others(pair: Pair) -> 
         assert len(asked) == 3
 
 
-async def test_what_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:
+async def test_a_manifest_that_was_deleted_through_us_does_not_come_back(pair: Pair) -> None:
     """A manifest that one replica has not deleted yet is not served from it, by digest or by tag."""
     digest = pair.a.add_manifest(REPOSITORY, b"{}", "1")
     async with open_reader(pair.urls, marks=ScriptedMarks(tombstones={("a", digest)})) as reader:
@@ -553,7 +553,7 @@ async def test_a_404_does_not_overtake(pair: Pair) -> None:
     }
 
 
-async def test_who_leaves_cancels_both(pair: Pair) -> None:
+async def test_a_caller_that_leaves_cancels_both(pair: Pair) -> None:
     """A caller that leaves while two replicas are asked leaves no request behind."""
     digest = pair.add_blob(CONTENT)
     for registry in (pair.a, pair.b):

@@ -84,7 +84,7 @@ def test_a_write_that_is_not_confirmed_in_time_is_a_silence() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["timeout", "stall"])
-def test_what_hangs_while_others_are_answered_is_one_object(outcome: UpstreamOutcome) -> None:
+def test_a_hang_while_others_are_answered_is_of_one_object(outcome: UpstreamOutcome) -> None:
     """A missed deadline beside answers to others asks for a probe and changes no state."""
     clock = Clock()
     health = healthy(clock)
@@ -109,7 +109,7 @@ def test_what_hangs_while_others_are_answered_is_one_object(outcome: UpstreamOut
         ReplicaFailedError("a: cut", "cut"),
     ],
 )
-def test_what_concerns_one_content_does_not_take_it_down(error: Exception) -> None:
+def test_a_failure_with_one_content_does_not_take_it_down(error: Exception) -> None:
     """4xx, 5xx, one refused repository, a lie and a cut body leave the replica up, however often."""
     health = healthy()
     for _ in range(10):

@@ -3,7 +3,7 @@
 from registry_proxy.upstream.hedging import SAMPLES_MIN, Hedging
 
 
-def test_what_is_usual_is_learned_from_the_quickest_replica() -> None:
+def test_the_usual_time_is_learned_from_the_quickest_replica() -> None:
     """An unknown usual time is half a second; then it is the quickest replica's 95th percentile, from 50 ms to 1 s."""
     hedging = Hedging()
     assert hedging.begin() == 0.5

@@ -132,7 +132,7 @@ async def test_a_replica_that_is_away_may_be_proved_to_hold_no_more(pair: Pair) 
         assert names_of((await held(reader)).tagged) == {"2"}
 
 
-async def test_what_a_replica_can_do_is_remembered_while_it_is_away(pair: Pair) -> None:
+async def test_the_features_of_a_replica_are_remembered_while_it_is_away(pair: Pair) -> None:
     """No tag is made at registries with the API because one of them is down."""
     give_api(pair.a)
     give_api(pair.b)
@@ -154,7 +154,7 @@ async def test_a_replica_that_is_behind_adds_nothing_but_alone_proves_nothing(pa
             await held(reader)
 
 
-async def test_where_all_are_behind_both_are_heard_less_what_was_deleted(pair: Pair) -> None:
+async def test_lists_of_all_count_without_deleted_ones_when_all_are_behind(pair: Pair) -> None:
     """Each has the writes that the other misses; deleted manifests that one still holds are left out."""
     for registry, name in ((pair.a, "1"), (pair.b, "2")):
         give_api(registry, name, "3")

@@ -89,7 +89,7 @@ def test_a_local_name_leads_back(components: list[str]) -> None:
     assert ROUTER.route(name) == routed
 
 
-def test_what_no_route_leads_to_is_not_listed() -> None:
+def test_a_repository_without_a_route_is_not_listed() -> None:
     """A repository of an upstream that only other prefixes lead to has no local name."""
     assert ROUTER.local_name(RoutedRepository("teams", parse_repository("elsewhere/x"))) is None
     assert ROUTER.local_name(RoutedRepository("main", parse_repository("team/x"))) is None

@@ -18,7 +18,7 @@ DELETED_B = replace(B, is_deleted=True, is_current=False)
 BEHIND_A = replace(A, is_current=False)
 
 
-def test_what_cannot_or_must_not_be_asked_is_left_out() -> None:
+def test_replicas_that_cannot_or_must_not_be_asked_are_left_out() -> None:
     """Replicas that are down, exempt (with outdated answers) or deleted are not asked."""
     for one in (DOWN_B, EXEMPT_B, DELETED_B):
         assert order_for_read([A, one], "key") == ["a"]

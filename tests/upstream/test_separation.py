@@ -112,7 +112,7 @@ async def test_one_that_mixes_decides_for_the_upstream(caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("mixes", [True, False])
-async def test_where_we_push_it_is_asked_about_our_own(mixes: bool) -> None:  # noqa: FBT001 - a parameter of pytest
+async def test_a_replica_that_we_push_to_is_asked_for_our_own_contents(mixes: bool) -> None:  # noqa: FBT001 - a parameter of pytest
     """Our own contents are pushed with the first answer, once, and only they are asked for; a start finds them."""
     a = Replica("a", ONE, mixes=mixes)
     table = Table(a, may_push=True)
@@ -173,7 +173,7 @@ async def test_it_looks_by_what_is_remembered() -> None:
     assert table.separation.keeps_apart("a") is False
 
 
-async def test_what_cannot_be_checked_is_not_believed() -> None:
+async def test_an_answer_that_cannot_be_checked_is_not_believed() -> None:
     """A replica that does not answer, or is down by then, makes the question fail, and is asked at the next one."""
     a = Replica("a", ONE)
     table = Table(a)
@@ -205,7 +205,7 @@ async def test_one_replica_is_asked_where_its_word_is_needed() -> None:
     assert a.asked == []
 
 
-async def test_what_the_configuration_says_is_not_asked() -> None:
+async def test_a_configured_answer_is_not_asked_for() -> None:
     """With ``mixes_repositories`` no question is asked, and both kinds are mixed."""
     a = Replica("a", ONE)
     table = Table(a, is_known_mixed=True)
@@ -244,7 +244,7 @@ async def test_a_replica_is_asked_by_head(mixes: tuple[str, ...]) -> None:
             await client.answers(BLOB, NOWHERE, blob)
 
 
-async def test_what_was_found_out_once_is_known_at_the_next_start() -> None:
+async def test_a_finding_is_known_at_the_next_start() -> None:
     """Our own contents exist by then: everything is known when ``start`` returns, and ``status`` shows it."""
     async with FakeRegistry(mixes=["blobs"]) as mixed, FakeRegistry() as apart:
         urls = [mixed.url, apart.url]
