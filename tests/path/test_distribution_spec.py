@@ -358,6 +358,33 @@ def test_end_7_pushes_a_manifest(service: Service, *, by_tag: bool) -> None:
     assert (found.status_code, found.content) == (200, image.manifest)
 
 
+EMPTY: dict[str, Any] = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
+NO_BYTES: dict[str, Any] = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest_of(b""), "size": 0}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"config": EMPTY | {"data": "e30="}, "layers": [EMPTY | {"data": "e30="}], "artifactType": "text/example"},
+        {"config": EMPTY, "layers": [NO_BYTES]},
+        {"config": EMPTY, "layers": []},
+        {"config": EMPTY | {"org.example.new": [1, None]}, "layers": [EMPTY], "org.example.too": {"é": 1.50}},
+    ],
+    ids=["data", "an empty blob", "no layers", "unknown fields"],
+)
+def test_end_7_keeps_a_manifest_byte_for_byte(service: Service, fields: dict[str, Any]) -> None:
+    """Clients read the "exact byte representation" that was pushed, with embedded data and fields nobody knows."""
+    repository = new_repository()
+    for blob in (b"{}", b""):
+        assert service.user.push_blob(repository, blob).status_code == 201
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, **fields}, indent=3, ensure_ascii=False).encode()
+    answer = service.ask("PUT", repository, "/manifests/1", body, Content_Type=OCI_MANIFEST)
+    assert answer.status_code == 201, answer.text
+    for reference in ("1", digest_of(body)):
+        assert service.ask("GET", repository, f"/manifests/{reference}").content == body
+    assert service.ask("GET", repository, f"/blobs/{digest_of(b'')}").content == b""
+
+
 def test_end_7_refuses_a_manifest_whose_blobs_are_not_there(whole: Service) -> None:
     """A manifest that names an absent blob is 404 or 400 with MANIFEST_BLOB_UNKNOWN, and stores no tag."""
     repository, image = new_repository(), make_image(random_bytes(1000))
