@@ -9,6 +9,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -113,7 +114,7 @@ class Demo:
             where: the directory below the root.
         """
         if not quietly:
-            print("$", *command, flush=True)
+            print("$", shlex.join(command), flush=True)
         program = [sys.executable, "-m", "registry_proxy"] if command[0] == "registry-proxy" else [command[0]]
         done = subprocess.run(
             [*program, *command[1:]],
@@ -214,25 +215,21 @@ class Demo:
         self.run("git", "push", "-q", "origin", f"HEAD:{BRANCH}", where="app", home="builder")
         return self.run("git", "rev-parse", "HEAD", where="app", quietly=True).strip()
 
-    def see(self, version: int, commit: str) -> str:
-        """Wait until the app answers with a version whose commit is on record as running; return the digest."""
+    def see(self, version: int, commit: str) -> None:
+        """Wait until the app answers with a version, and its commit is on record as running."""
         url = f"http://127.0.0.1:{self._ports['app']}/"
         wait(lambda: fetch(url) == f"version {version}\n", f"the app is version {version}")
-        wait(lambda: self._running()["revision"] == commit, f"the receipt of version {version}")
+        wait(lambda: self._running_commit() == commit, f"the receipt of version {version}")
         print(f"$ curl {url}\n  version {version}", flush=True)
         self.run("registry-proxy", "deployment", "list")
-        return str(self._running()["digest"])
 
-    def _running(self) -> dict[str, str]:
+    def _running_commit(self) -> str:
         output = self.run("registry-proxy", "deployment", "list", "--json", quietly=True)
-        return next((each for each in json.loads(output) if each["runs"]), {"revision": "", "digest": ""})
+        return next((str(each["revision"]) for each in json.loads(output) if each["runs"]), "")
 
-    def go_back(self, digest: str) -> None:
-        """Move the tag back to a digest, by a push of the earlier image."""
-        old = f"{self.image}@{digest}"
-        self.run("docker", "pull", "-q", old, home="builder")
-        self.run("docker", "tag", old, f"{self.image}:{BRANCH}", home="builder")
-        self.run("docker", "push", "-q", f"{self.image}:{BRANCH}", home="builder")
+    def go_back(self) -> None:
+        """Move the tag back to what it was before."""
+        self.run("registry-proxy", "tag", "rollback", f"{REPOSITORY}:{BRANCH}", "--reason", "version 2 is bad")
 
 
 def is_listening(port: int) -> bool:
@@ -308,13 +305,14 @@ def main() -> int:
         demo.make_git()
         tell("A developer pushes version 1: hook, build, push, event, deployment")
         commit = demo.push_version(1)
-        first = demo.see(1, commit)
+        demo.see(1, commit)
         tell("A developer pushes version 2")
         demo.see(2, demo.push_version(2))
-        tell("Version 2 is bad: the tag goes back to the digest of version 1, and the deployer follows")
-        demo.go_back(first)
+        tell("Version 2 is bad: one command takes the tag back, and the deployer follows")
+        demo.go_back()
         demo.see(1, commit)
-        tell("All that was deployed, and all that was delivered")
+        tell("The history of the tag, all that was deployed, and all that was delivered")
+        demo.run("registry-proxy", "tag", "history", f"{REPOSITORY}:{BRANCH}")
         demo.run("registry-proxy", "deployment", "list", "--history")
         demo.run("registry-proxy", "event", "list")
         tell("Done. Everything is stopped and removed.")

@@ -10,9 +10,8 @@ from typing import Any
 from registry_proxy.events.delivery import ANSWER_MAX_CHARACTERS
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.ports.deployments import DeploymentReport
-from registry_proxy.ports.outbox import EventType, RegistryEvent
+from registry_proxy.ports.outbox import TAG_MOVES, RegistryEvent
 
-_DEPLOYABLE = frozenset({EventType.PUSH})
 _FIELDS = {"environment", "outcome"}
 
 
@@ -25,7 +24,7 @@ def reported(text: str, event: RegistryEvent, subscription: Subscription) -> Dep
         subscription: as it is now; an event that it does not take any more is none to report on.
     """
     is_test = "test" in event.detail
-    if event.type not in _DEPLOYABLE or is_test or not subscription.takes(event) or len(text) >= ANSWER_MAX_CHARACTERS:
+    if event.type not in TAG_MOVES or is_test or not subscription.takes(event) or len(text) >= ANSWER_MAX_CHARACTERS:
         return None
     try:
         answer = json.loads(text)

@@ -24,7 +24,6 @@ def directory() -> Iterator[Path]:
 
 def test_a_commit_reaches_a_container_and_the_tag_goes_back(directory: Path) -> None:
     """Each version is served in its turn, its commit is on record, and nothing of the demo is left behind."""
-    mounts = Path("/proc/self/mounts").read_text()
     done = subprocess.run(
         [sys.executable, "-m", "scripts.demo_flow"],
         cwd=ROOT,
@@ -37,11 +36,16 @@ def test_a_commit_reaches_a_container_and_the_tag_goes_back(directory: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"^  (version [0-9])$", done.stdout, re.MULTILINE) == ["version 1", "version 2", "version 1"]
     first, second = re.findall(r"from commit ([0-9a-f]{40})", done.stdout)
+    assert re.findall(r"\b(push|rollback)\b", done.stdout.partition("tag history")[2].partition("$ ")[0]) == [
+        "rollback",
+        "push",
+        "push",
+    ]
     history = done.stdout.rpartition("--history")[2]
     assert re.findall(r"[0-9a-f]{40}", history) == [first, second, first]
     assert [line.split()[5] for line in history.splitlines() if "succeeded" in line] == ["yes", "no", "no"]
     assert list(directory.iterdir()) == []
-    assert Path("/proc/self/mounts").read_text() == mounts
+    assert str(directory) not in Path("/proc/self/mounts").read_text()
     assert [process for process in psutil.process_iter() if str(directory) in " ".join(_arguments(process))] == []
 
 

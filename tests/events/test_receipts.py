@@ -11,6 +11,7 @@ from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.ports.deployments import DeploymentReport
 from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.outbox import EventType
 from registry_proxy.ports.store import Table
 from registry_proxy.tasks import running
 from tests.events.support import Bench, ScriptedSender, deleted, pushed
@@ -21,9 +22,10 @@ GIVEN = {"environment": "production", "outcome": "succeeded"}
 ANSWER = json.dumps({"deployment": GIVEN})
 
 
-def test_an_answer_reports_on_its_event() -> None:
-    """Repository, tag and digest are those of the event."""
-    event = pushed(1)
+@pytest.mark.parametrize("kind", [EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE])
+def test_an_answer_reports_on_its_event(kind: EventType) -> None:
+    """Repository, tag and digest are those of the event, however the tag was moved."""
+    event = replace(pushed(1), type=kind)
     assert reported(ANSWER, event, SUBSCRIPTION) == DeploymentReport(
         environment="production", repository="team/app", digest=event.digest, outcome="succeeded", tag="v1"
     )
