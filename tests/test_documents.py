@@ -274,3 +274,15 @@ def test_docstrings_use_usual_words() -> None:
     unusual = r"(?i)\b(told|lacks?|lacking|shall|whoever|whom|whence|in spite of)\b"
     texts = docstrings(unusual, "registry_proxy", *BESIDE_THE_PACKAGE)
     assert {place: found for place, text in texts.items() if (found := re.findall(unusual, text))} == {}
+
+
+def test_names_of_tests_begin_with_a_noun() -> None:
+    """No test's name begins with a question word: it is a sentence, too."""
+    begin_so = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for name in re.findall(
+            r"def (test_(?:what|who|whom|whose|whoever|whatever|how|where|why)_\w+)", path.read_text()
+        )
+    ]
+    assert begin_so == []
