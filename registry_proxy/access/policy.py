@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from registry_proxy.access.subject import (
 )
 from registry_proxy.protocol.patterns import is_below
 from registry_proxy.protocol.scope import CATALOG, Access, Action, is_repository_access
+from registry_proxy.protocol.times import format_rfc3339
 
 _REMEMBERED_BYTES = 24 * 1024 * 1024
 _ENTRY_BYTES = 600  # of a decision that is remembered, besides the names, which its reason repeats
@@ -300,7 +300,7 @@ class Policy:
         if not over:
             return None
         expired_at, _, grant = max(over)
-        moment = datetime.fromtimestamp(expired_at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        moment = format_rfc3339(expired_at, "seconds")
         return f"{_states(grant, 'let')} until it expired at {moment}"
 
     def _told(self, decision: Decision, question: _Question, namespaces: Collection[str] | None) -> Decision:

@@ -1,6 +1,6 @@
 """Deliveries of events in the admin API: what is queued, what arrived lately, and what was given up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -16,6 +16,7 @@ from registry_proxy.directory.revise import NotFoundError
 from registry_proxy.directory.subscriptions import Subscriptions
 from registry_proxy.events.delivery import DeliveryState, ListedDelivery, key_of
 from registry_proxy.events.record import DeliveryRecord
+from registry_proxy.ports.outbox import with_values
 
 
 class DeliveryDocument(Document):
@@ -48,14 +49,10 @@ def _document(request: web.Request, listed: ListedDelivery) -> DeliveryDocument:
         number=listed.number,
         state=listed.state,
         last_answer=delivery.last_answer if NAMESPACES not in request else "",
-        event=_without_nothing(delivery.event.stored()),
+        event=with_values(delivery.event.stored()),
         next_attempt_at=delivery.next_attempt_at or None,
         ended_at=delivery.ended_at or None,
     )
-
-
-def _without_nothing(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in event.items() if value not in ("", 0, None, {})}
 
 
 class DeliveryResource:

@@ -1,13 +1,14 @@
 """Models of the admin API: the bases of bodies and documents, and the types of fields that several of them have."""
 
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_type_hints, overload
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from registry_proxy.access.subject import SUBJECT_PATTERN
 from registry_proxy.protocol.scope import Action
+from registry_proxy.protocol.times import format_rfc3339
 
 BODY_MAX_BYTES = 1024 * 1024
 USERS_BODY_MAX_BYTES = 64 * 1024
@@ -87,7 +88,7 @@ def format_time(moment: None) -> None: ...
 def format_time(moment: float | None) -> str | None: ...
 def format_time(moment: float | None) -> str | None:
     """Return Unix seconds as a text of RFC 3339."""
-    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+    return None if moment is None else format_rfc3339(moment)
 
 
 def _parse_time(value: Any) -> Any:

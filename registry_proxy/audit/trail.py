@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +20,7 @@ from registry_proxy.audit.folding import Folding
 from registry_proxy.files.writer_thread import WriterThread
 from registry_proxy.ports.events import AskedRight, AuditEvent, AuditKind
 from registry_proxy.ports.metrics import AuditLoss, Observer, SinkName
+from registry_proxy.protocol.times import format_rfc3339
 from registry_proxy.tasks import request_id
 
 QUEUE_MAX = 20_000
@@ -59,7 +59,7 @@ class Taken(NamedTuple):
 
 def format_moment(at: float) -> str:
     """Return Unix seconds as the log has them: UTC, always with microseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return format_rfc3339(at, "microseconds")
 
 
 def _shortened(event: AuditEvent) -> AuditEvent:

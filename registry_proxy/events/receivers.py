@@ -18,7 +18,8 @@ from registry_proxy.events.composition import compose
 from registry_proxy.events.delivery import ANSWER_MAX_CHARACTERS, Delivery
 from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
-from registry_proxy.protocol.zones import InsideError, Zone, zone_of
+from registry_proxy.protocol.times import parse_retry_after
+from registry_proxy.protocol.zones import InsideError, Zone, check_zone
 
 TRY_SECONDS = 15.0
 _SERVICES_KNOWN_SECONDS = 30.0
@@ -80,7 +81,8 @@ class HttpSender:
                     text = body.decode(errors="replace")[:ANSWER_MAX_CHARACTERS]
                     if 300 <= response.status < 400:
                         text = "redirects are not followed: subscribe with the URL that they lead to"
-                    return ReceiverAnswer(response.status, text, _retry_after(response.headers.get("Retry-After")))
+                    wait = parse_retry_after(response.headers.get("Retry-After"), self._clock())
+                    return ReceiverAnswer(response.status, text, wait)
         except TimeoutError:
             return ReceiverAnswer(None, f"no answer within {TRY_SECONDS:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -97,7 +99,8 @@ class HttpSender:
 
     def _make_socket(self, limit: Zone, address: aiohttp.AddrInfoType) -> socket.socket:
         host, port = address[4][0], int(address[4][1])
-        if zone_of(host) > limit or (host, port) in self._forbidden:
+        check_zone(host, limit)
+        if (host, port) in self._forbidden:
             raise InsideError
         return socket.socket(address[0], address[1], address[2])
 
@@ -114,11 +117,6 @@ class HttpSender:
                 continue
             found |= {(str(each[4][0]), port) for each in addresses}
         self._forbidden, self._forbidden_until = frozenset(found), now + _SERVICES_KNOWN_SECONDS
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After; dates are left out, as the later tries come anyway."""
-    return float(header) if header is not None and header.isascii() and header.isdigit() else None
 
 
 def _reason(error: BaseException) -> str:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol, Self
 
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Change
 from registry_proxy.protocol.descriptor import Descriptor
+from registry_proxy.protocol.times import format_rfc3339
 
 
 class EventType(StrEnum):
@@ -106,7 +106,7 @@ class RegistryEvent:
     @property
     def time(self) -> str:
         """The time of the event as a text of RFC 3339, in UTC."""
-        return datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z")
+        return format_rfc3339(self.at)
 
     def stored(self) -> dict[str, Any]:
         """Return the event as plain JSON."""
@@ -123,6 +123,11 @@ class RegistryEvent:
         if known.get("actor") is not None:
             known["actor"] = Actor(**{name: known["actor"][name] for name in Actor.__slots__ if name in known["actor"]})
         return cls(**{**known, "type": EventType(known["type"])})
+
+
+def with_values(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an event that say something."""
+    return {name: value for name, value in fields.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,12 @@ def zone_of(host: str) -> Zone:
     return _zone(address)
 
 
+def check_zone(host: str, limit: Zone) -> None:
+    """Raise InsideError unless an address lies within the limit."""
+    if zone_of(host) > limit:
+        raise InsideError
+
+
 def _carried(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     """Return the IPv4 address to which packets for an IPv6 address go in the end, None where they do not."""
     if any(address in network for network in _CARRIES_IPV4):

@@ -13,7 +13,7 @@ from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 
-from registry_proxy.protocol.zones import InsideError, Zone, zone_of
+from registry_proxy.protocol.zones import Zone, check_zone, zone_of
 
 _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 32 * 1024
@@ -234,8 +234,7 @@ class ReplicaConnections:
 
 
 def _make_socket_within(limit: Zone, address: aiohttp.AddrInfoType) -> socket.socket:
-    if zone_of(address[4][0]) > limit:
-        raise InsideError
+    check_zone(address[4][0], limit)
     return _make_socket(address)
 
 

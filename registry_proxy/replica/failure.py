@@ -9,13 +9,13 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 
 import aiohttp
 
 from registry_proxy.ports.errors import UpstreamLimitError, UpstreamUnavailableError
 from registry_proxy.ports.metrics import UpstreamOutcome
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.times import parse_retry_after
 
 ERROR_BODY_MAX_BYTES = 256 * 1024
 _WORDS_MAX = 500
@@ -181,9 +181,9 @@ def refusal(replica: str, status: int, body: bytes, default: ErrorCode) -> Regis
 def limit_error(replica: str, headers: Mapping[str, str], body: bytes) -> UpstreamLimitError:
     """Return the error of a 429: with what it says to people, and its Retry-After (RFC 9110, 10.2.3)."""
     words = _words(body, headers.get("Content-Type", ""))
-    return UpstreamLimitError(
-        f"{replica}: it answers 429 (too many requests)", words, _parse_retry_after(headers.get("Retry-After"))
-    )
+    seconds = parse_retry_after(headers.get("Retry-After"), time.time())
+    wait = _RETRY_AFTER_DEFAULT_SECONDS if seconds is None else min(seconds, _RETRY_AFTER_MAX_SECONDS)
+    return UpstreamLimitError(f"{replica}: it answers 429 (too many requests)", words, wait)
 
 
 def _words(body: bytes, media_type: str) -> str:
@@ -193,15 +193,3 @@ def _words(body: bytes, media_type: str) -> str:
     except (ValueError, KeyError, TypeError, RecursionError):
         text = body.decode(errors="replace") if media_type.startswith("text/plain") else ""
     return " ".join("".join(one if one.isprintable() else " " for one in text[:_WORDS_MAX]).split())
-
-
-def _parse_retry_after(text: str | None) -> float:
-    """Return the seconds of a Retry-After in either form, bounded; a default where there is none."""
-    if text is not None and text.isascii() and text.isdigit():
-        seconds = float(text)
-    else:
-        try:
-            seconds = parsedate_to_datetime(text or "").timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return _RETRY_AFTER_DEFAULT_SECONDS
-    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_SECONDS)

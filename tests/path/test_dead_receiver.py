@@ -17,7 +17,7 @@ from tests.support.product import Proxy, User, make_image, random_bytes
 from tests.support.servers import Server, free_port, wait_until
 
 REPOSITORIES = 100
-AT_ONCE = 5000
+AT_ONCE = 500
 QUEUED = 99_000
 STARTS = 3
 PUSHES = 20

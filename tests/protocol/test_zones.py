@@ -2,7 +2,7 @@
 
 import pytest
 
-from registry_proxy.protocol.zones import Zone, zone_of
+from registry_proxy.protocol.zones import InsideError, Zone, check_zone, zone_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,10 @@ from registry_proxy.protocol.zones import Zone, zone_of
 def test_each_address_has_its_zone(zone: Zone, hosts: list[str]) -> None:
     """The zone is that of the address to which packets finally go."""
     assert {host: zone_of(host) for host in hosts} == dict.fromkeys(hosts, zone)
+
+
+def test_an_address_beyond_the_limit_is_an_error() -> None:
+    """The limit itself is within."""
+    check_zone("10.0.0.1", Zone.PRIVATE)
+    with pytest.raises(InsideError):
+        check_zone("10.0.0.1", Zone.GLOBAL)

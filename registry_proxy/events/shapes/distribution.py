@@ -4,7 +4,7 @@ import json
 
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
-from registry_proxy.ports.outbox import Actor, EventType, RegistryEvent
+from registry_proxy.ports.outbox import Actor, EventType, RegistryEvent, with_values
 
 _MEDIA_TYPE = "application/vnd.docker.distribution.events.v2+json"
 _ACTIONS = {
@@ -25,14 +25,14 @@ def distribution_envelope(_subscription: Subscription, _number: int, delivery: D
         "id": event.id,
         "timestamp": event.time,
         "action": action,
-        "target": _without_nothing(_target(event, actor)),
+        "target": with_values(_target(event, actor)),
         "request": {
             "id": actor.request_id,
-            **_without_nothing({"addr": actor.address, "host": actor.host}),
+            **with_values({"addr": actor.address, "host": actor.host}),
             "method": method,
             "useragent": actor.user_agent,
         },
-        "actor": _without_nothing({"name": actor.subject}),
+        "actor": with_values({"name": actor.subject}),
         "source": {},  # the node is no part of an event: any of them delivers it
     }
     return json.dumps({"events": [notification]}).encode(), _MEDIA_TYPE
@@ -51,7 +51,3 @@ def _target(event: RegistryEvent, actor: Actor) -> dict[str, object]:
         "url": url if event.type is not EventType.DELETE and actor.scheme and actor.host else "",
         "tag": event.tag,
     }
-
-
-def _without_nothing(fields: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in fields.items() if value}
