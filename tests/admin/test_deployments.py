@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from pytest_aiohttp import AiohttpClient
 
-from registry_proxy.access.grant import GrantInput
+from registry_proxy.access.grant import GrantInput, make_grant
+from registry_proxy.access.logins import LoginResult
+from registry_proxy.access.policy import Policy
 from registry_proxy.access.secrets import SecretKind
+from registry_proxy.admin.deployments import DeploymentBody, _may_report
 from registry_proxy.directory.secrets import SecretInput
 from registry_proxy.ports.history import Move, MoveKind, moves_prefix, stored_move
 from registry_proxy.ports.names import RoutedRepository
@@ -157,3 +160,13 @@ async def test_a_repository_without_the_right_to_pull_shows_nowhere(bench: Bench
     secret, _ = await bench.node.directory.secrets.add("user:bob", SecretKind.PERSONAL, narrow)
     assert len(await bench.listed("user:bob", secret=secret.id)) == 1
     assert (await bench.report("user:bob", secret=secret.id))[0] == 403
+
+
+@pytest.mark.parametrize(("subject", "may"), [("group:deployers", True), ("anonymous", False), ("group:others", False)])
+def test_a_job_with_an_id_token_reports_by_a_grant_to_its_group(subject: str, *, may: bool) -> None:
+    """A job needs no push, as a robot needs none; everyone's right to pull is not enough."""
+    grant = make_grant(GrantInput(subject=subject, repository="team/**", actions=("pull",)), "1")
+    policy = Policy([], [], [grant], {}, oidc_groups={"ci/main": ["deployers"]})
+    report = DeploymentBody(environment="production", repository=REPOSITORY, digest="sha256:0")
+    assert _may_report(policy, LoginResult("oidc:ci/main/x"), report) is may
+    assert not _may_report(policy, LoginResult("oidc:ci/main/x", may_manage=False), report)
