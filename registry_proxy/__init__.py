@@ -16,7 +16,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     api                          the forms of the JSON API: bodies, documents, endpoints, problems
     admission                    the way into the admin API: names, pages, logins, turns
-    edge, admin                  the public listener, the admin listener (admin and cli: a file for each resource)
+    edge, admin, upkeep          the public listener; the admin listener, a file for each resource, as in cli
     node                         processes, workers, sockets
     configured, app, load        settings as the rooms' values; composition of a worker; its late loading
     offline, cli, terminal       work without the service; the commands; the admin client and output that they share

@@ -14,7 +14,6 @@ from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.ops import ADMIN, PUBLIC, Readiness
 from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
-from registry_proxy.admin.upstreams import Upstream
 from registry_proxy.audit.open import Audit, open_audit
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
@@ -55,6 +54,7 @@ from registry_proxy.tasks import running
 from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.logs import json_logging
 from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.upkeep.upstreams import Upstream
 from registry_proxy.upstream.open import Upstreams, open_upstreams
 from registry_proxy.upstream.routing import PrefixRouter
 

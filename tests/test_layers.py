@@ -41,13 +41,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "api": "access directory http ports protocol",
         "history": "operations ports protocol tasks",
         "admission": "access api http ports protocol tasks",
-        "admin": "access admission api audit directory events history http operations ports protocol tasks telemetry",
+        "upkeep": "admission api operations ports protocol tasks",
+        "admin": "access admission api audit directory events history http operations ports protocol tasks telemetry"
+        " upkeep",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
         "configured": "access admin admission audit cache config edge events files http node operations ports protocol"
         " replica replication upstream",
         "app": "access admin audit cache config configured directory edge events files history http node operations"
-        " ports repair replication spool store tasks telemetry upstream",
+        " ports repair replication spool store tasks telemetry upkeep upstream",
         "load": "app node",
         "terminal": "config files protocol",
         "cli": "config load node offline ports protocol terminal",
@@ -61,7 +63,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "access": "aiohttp argon2 cachetools cryptography jwt",
         "api": "aiohttp pydantic pydantic_core",
         "admission": "aiohttp cachetools",
-        "admin": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
+        "admin": "aiohttp pydantic",
         "cache": "inotify_simple",
         "cli": "rich typer yaml",  # writes policies as files
         "config": "dns pydantic pydantic_core yaml",
@@ -76,6 +78,7 @@ LIBRARIES: dict[str, frozenset[str]] = {
         "store": "redis",
         "telemetry": "prometheus_client pythonjsonlogger",
         "terminal": "httpx rich typer",
+        "upkeep": "aiohttp cachetools prometheus_client pydantic",  # reads the scrape of all workers
         "upstream": "cachetools",
     }.items()
 }

@@ -7,16 +7,11 @@ from aiohttp import web
 
 from registry_proxy.access.tokens import TokenSigner
 from registry_proxy.admin.audit import AuditFiles, AuditResource
-from registry_proxy.admin.cache import Cache, CacheResource
-from registry_proxy.admin.comparisons import ComparisonResource
 from registry_proxy.admin.deliveries import DeliveryResource
 from registry_proxy.admin.deployments import DeploymentResource
-from registry_proxy.admin.exceptions import ExceptionResource
 from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
-from registry_proxy.admin.keys import KeyResource
 from registry_proxy.admin.me import MeResource
-from registry_proxy.admin.node import NodeResource
 from registry_proxy.admin.ops import StateSource, add_ops_routes
 from registry_proxy.admin.policy import PolicyResource
 from registry_proxy.admin.replay import ReplayResource
@@ -25,9 +20,7 @@ from registry_proxy.admin.robots import RobotResource
 from registry_proxy.admin.subscriptions import SubscriptionResource
 from registry_proxy.admin.tags import TagResource
 from registry_proxy.admin.tokens import Secrets, TokenResource
-from registry_proxy.admin.upstreams import Upstream, UpstreamResource
 from registry_proxy.admin.users import UserResource
-from registry_proxy.admin.warm import WarmResource
 from registry_proxy.admission.auth import AdminGuard
 from registry_proxy.api.models import BODY_MAX_BYTES
 from registry_proxy.api.openapi import OpenApiResource, endpoints_of
@@ -41,6 +34,13 @@ from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Digest, Repository
 from registry_proxy.tasks import request_id
+from registry_proxy.upkeep.cache import Cache, CacheResource
+from registry_proxy.upkeep.comparisons import ComparisonResource
+from registry_proxy.upkeep.exceptions import ExceptionResource
+from registry_proxy.upkeep.keys import KeyResource
+from registry_proxy.upkeep.node import NodeResource
+from registry_proxy.upkeep.upstreams import Upstream, UpstreamResource
+from registry_proxy.upkeep.warm import WarmResource
 
 _PREFIX = "/admin/v1"
 

@@ -23,7 +23,6 @@ from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
 from registry_proxy.admin.ops import Readiness
 from registry_proxy.admin.repositories import KnownRepositories
-from registry_proxy.admin.upstreams import Upstream as UpstreamServices
 from registry_proxy.admission.auth import AdminGuard
 from registry_proxy.admission.plain_http import PlainHttp
 from registry_proxy.admission.sites import Sites
@@ -56,6 +55,7 @@ from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
+from registry_proxy.upkeep.upstreams import Upstream as UpstreamServices
 from registry_proxy.upstream.routing import PrefixRouter, Route
 from tests.support.fakes.memory import MemoryAudit, MemoryReader, holdings_of
 from tests.support.passwords import quick_passwords

@@ -6,11 +6,11 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.upstreams import Upstream, find_upstream
 from registry_proxy.api.models import Body, Document, Page, Text
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.requests import PAGE, read_page
 from registry_proxy.ports.journal import ContentException
+from registry_proxy.upkeep.upstreams import Upstream, find_upstream
 
 
 class ExceptionDocument(Document):

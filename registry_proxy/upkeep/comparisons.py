@@ -7,13 +7,13 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import Field
 
-from registry_proxy.admin.upstreams import Upstream, find_upstream
 from registry_proxy.api.models import Body, Document, Text, WholeSeconds
 from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import ProblemError
 from registry_proxy.api.requests import read_query
 from registry_proxy.ports.repair import Comparison, Difference
 from registry_proxy.tasks import spawn
+from registry_proxy.upkeep.upstreams import Upstream, find_upstream
 
 
 class VerifyBody(Body):
