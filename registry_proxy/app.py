@@ -109,9 +109,9 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         opening = open_audit(audit_options, node.records.store, observer, node.access.signer.sign, open_signed)
         audit = await stack.enter_async_context(opening)
         app, warmer = _public_app(settings, node, observer, audit.trail, access_log)
-        history = open_history(
-            node.records.store, node.changes, pull=warmer.pull, readers=node.upstreams.readers, writes=node.writes
-        )
+        store, changes, keep = node.records.store, node.changes, configured.keep_limits(settings)
+        readers, writes = node.upstreams.readers, node.writes
+        history = open_history(store, changes, keep, warmer=warmer, readers=readers, writes=writes)
         connections = configured.connections(settings, observer)
         with _start_errors():
             tls = await stack.enter_async_context(open_certificates(configured.tls_files(settings), observer))
@@ -129,7 +129,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         if has_admin:  # not before: a long queue makes no start longer
             await duties.enter_async_context(running(node.events.deliveries.run(answers), "deliveries of events"))
             await duties.enter_async_context(running(node.events.replica_watch.run(), "events of replicas"))
-            await duties.enter_async_context(running(history.bounds.run(), "bounds of the history"))
+            await duties.enter_async_context(running(history.run(), "history of tags"))
         await context.ending.wait()
         await duties.aclose()  # for the workers that come after, or the other nodes
         await drain(context, settings.drain, public, admin)

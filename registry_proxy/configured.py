@@ -34,6 +34,7 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicOptions
 from registry_proxy.events.receivers import ReceiverLimits
 from registry_proxy.files.certificate import TlsFiles
+from registry_proxy.history.keepers import KeepLimits
 from registry_proxy.http.connections import ConnectionLimits, Connections
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
@@ -265,3 +266,9 @@ def _upstream_config(name: str, upstream: UpstreamSettings) -> UpstreamConfig:
 def repair_rates(settings: Settings) -> Mapping[str, int]:
     """Return the pace of repair in bytes a second, by upstream; 0 for no limit."""
     return {name: upstream.repair_bytes_per_second for name, upstream in settings.upstreams.items()}
+
+
+def keep_limits(settings: Settings) -> KeepLimits:
+    """Return the moves of each tag whose content is kept."""
+    kept = settings.history.keep_content
+    return KeepLimits(kept.moves, kept.age_seconds)

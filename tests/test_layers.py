@@ -46,8 +46,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         " upkeep",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
-        "configured": "access admin admission audit cache config edge events files http node operations ports protocol"
-        " replica replication upstream",
+        "configured": "access admin admission audit cache config edge events files history http node operations"
+        " ports protocol replica replication upstream",
         "app": "access admin audit cache config configured directory edge events files history http node operations"
         " ports repair replication spool store tasks telemetry upkeep upstream",
         "load": "app node",

@@ -259,6 +259,19 @@ class EventsSettings(Section):
     allowed_hosts: tuple[AdminHost, ...] = ()  # on this machine, too
 
 
+class KeepContentSettings(Section):
+    """The moves of each tag whose content is kept at the registries: the newest, and all that are not older."""
+
+    moves: Annotated[int, Field(ge=0, le=1000)] = 0  # 0: none
+    age_seconds: Duration = Field(default=30 * 86400.0, alias="age")
+
+
+class HistorySettings(Section):
+    """The history of tags."""
+
+    keep_content: KeepContentSettings = KeepContentSettings()
+
+
 class TlsSettings(Section):
     """The certificate of a listener that speaks TLS; its files are read again when they change."""
 
@@ -302,6 +315,7 @@ class Settings(Section):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     audit: AuditSettings = AuditSettings()
     events: EventsSettings = EventsSettings()
+    history: HistorySettings = HistorySettings()
     drain: DrainSettings = DrainSettings()
 
     @field_serializer("store", when_used="json")

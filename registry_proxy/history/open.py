@@ -1,15 +1,18 @@
 """The history of tags of a worker."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from registry_proxy.history.bounds import HistoryBounds, HistoryLimits
 from registry_proxy.history.images import ImageReader
+from registry_proxy.history.keepers import Keepers, KeeperTools, KeepLimits
 from registry_proxy.history.record import TagHistory
 from registry_proxy.history.ways_back import WaysBack
 from registry_proxy.operations.manifests import ManifestWriter
-from registry_proxy.operations.pull import Pull
+from registry_proxy.operations.warm import Warmer
+from registry_proxy.ports.deletions import Deletions
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.ports.store import Store, StoreChanges
 from registry_proxy.ports.uploads import BlobReplicas
@@ -22,23 +25,31 @@ class Writes(Protocol):
     def manifests(self) -> ManifestWriter: ...
     @property
     def uploads(self) -> BlobReplicas: ...
+    @property
+    def deletions(self) -> Deletions: ...
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The record of moves and its bounds, the images that tags are and were, and the ways back to them."""
+    """The record of moves and its bounds, the images that tags are and were, what keeps them, and the ways back."""
 
     record: TagHistory
     bounds: HistoryBounds
+    keepers: Keepers
     images: ImageReader
     ways: WaysBack
+
+    async def run(self) -> None:
+        """Keep the record within its bounds, and the content of the newest moves, until cancelled."""
+        await asyncio.gather(self.bounds.run(), self.keepers.run())
 
 
 def open_history(
     store: Store,
     changes: StoreChanges,
+    keep: KeepLimits,
     *,
-    pull: Pull,
+    warmer: Warmer,
     readers: Mapping[str, RegistryReader],
     writes: Writes,
 ) -> History:
@@ -47,11 +58,21 @@ def open_history(
     Args:
         store: holds the record of moves.
         changes: tells when it has grown.
-        pull: reads images.
+        keep: how much content is kept.
+        warmer: reads images, and what refers to them.
         readers: by upstream.
         writes: moves tags at the replicas.
     """
     record = TagHistory(store)
+    pull = warmer.pull
+    tools = KeeperTools(
+        store=store,
+        changes=changes,
+        pull=pull,
+        find_referrers=warmer.find_referrers,
+        writer=writes.manifests,
+        deletions=writes.deletions,
+    )
     ways = WaysBack(
         record=record,
         pull=pull,
@@ -59,4 +80,5 @@ def open_history(
         writer=writes.manifests,
         check_writable=writes.uploads.check_writable,
     )
-    return History(record, HistoryBounds(store, changes, HistoryLimits()), ImageReader(pull), ways)
+    bounds = HistoryBounds(store, changes, HistoryLimits())
+    return History(record, bounds, Keepers(tools, keep), ImageReader(pull), ways)

@@ -17,6 +17,7 @@ from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manif
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.patterns import compile_repository_pattern, compile_text_pattern
 from registry_proxy.protocol.reference import (
+    RESERVED_TAG_PREFIX,
     Digest,
     Repository,
     Tag,
@@ -205,6 +206,10 @@ class _Copy:
             outcome.copied += 1
             return
         digest = (await _patiently(lambda: self._from.resolve_tag(self._source, tag))).digest
+        if tag.startswith(RESERVED_TAG_PREFIX):  # likewise; the tag is of that proxy, and the manifest is copied alone
+            await self._copy_manifest(digest)
+            outcome.copied += 1
+            return
         there = await unless_absent(_patiently(lambda: self._to.resolve_tag(self._target, tag)))
         if there is not None and there.digest == digest:
             outcome.present += 1

@@ -31,6 +31,9 @@ RESERVED_PREFIX = "registry-proxy-internal/"
 RESERVED_TAG_PREFIX = "rp-keep-"
 """Tags of our own in the repositories of clients begin with it, likewise."""
 
+KEEPER_PREFIX = f"{RESERVED_TAG_PREFIX}h-"
+"""The tags that keep a manifest for the history of other tags begin with it."""
+
 Repository = NewType("Repository", str)
 """A ``<name>`` that matches the spec's grammar and is at most 255 characters long."""
 
@@ -118,6 +121,11 @@ def kept_tag(digest: Digest) -> Tag:
     """Return the reserved tag under which a manifest is kept that a registry does not know by this digest."""
     encoded = base64.urlsafe_b64encode(bytes.fromhex(digest.hex)).decode().rstrip("=")
     return Tag(f"{RESERVED_TAG_PREFIX}{digest.algorithm}-{encoded}")
+
+
+def keeper_tag(digest: Digest) -> Tag:
+    """Return the reserved tag that keeps a manifest for the history of other tags."""
+    return Tag(f"{KEEPER_PREFIX}{kept_tag(digest).removeprefix(RESERVED_TAG_PREFIX)}")
 
 
 def kept_digest(tag: Tag) -> Digest | None:

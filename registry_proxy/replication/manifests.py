@@ -18,7 +18,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag
 from registry_proxy.replication.fanout import Outcome, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.moves import unnumbered
@@ -55,8 +55,9 @@ async def recorded_repositories(store: Store, prefix: str = "") -> set[RoutedRep
 
 
 async def count_recorded_tags(store: Store, routed: RoutedRepository) -> int:
-    """Return how many tags of a repository are on record."""
-    return await store.count(Table.TAGS, f"{routed}|")
+    """Return how many tags of a repository are on record, without our own."""
+    ours = await store.count(Table.TAGS, f"{routed}|{RESERVED_TAG_PREFIX}")
+    return await store.count(Table.TAGS, f"{routed}|") - ours
 
 
 @asynccontextmanager

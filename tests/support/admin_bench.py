@@ -38,6 +38,7 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.events.outbox import StoreOutbox
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscriptions import CurrentSubscriptions
+from registry_proxy.history.keepers import KeepLimits
 from registry_proxy.history.labels import read_labels
 from registry_proxy.history.open import open_history
 from registry_proxy.operations.pull import Pull
@@ -339,9 +340,10 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                 history=open_history(
                     store,
                     changes,
-                    pull=pull,
+                    KeepLimits(0, 0),
+                    warmer=Warmer(pull, _no_referrers),
                     readers={"main": reader},
-                    writes=cast(Any, SimpleNamespace(manifests=None, uploads=Mock())),  # nothing is written here
+                    writes=cast(Any, SimpleNamespace(manifests=None, uploads=Mock(), deletions=None)),
                 ),
                 route=router.route,
                 known=KnownRepositories(
