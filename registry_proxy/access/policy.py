@@ -265,14 +265,16 @@ class Policy:
         question = _question(subject, repository, action, tag)
         decide = self.decide_request if namespaces is None else self._decide_by_grants
         decision, may_move_tags = decide(subject, repository, action, tag)
-        told = self._told(decision, question, namespaces)
-        if told.allowed and not may_move_tags:
-            told = replace(told, reason=f"{told.reason}: new tags only, no grant lets {subject} move tags that exist")
-        if action is Action.PULL and tag is None and self._is_for_some_tags(told.grant):
-            told = replace(told, reason=f"{told.reason}; by digest, any manifest of {repository}")
-        if told.allowed or (ended := self._ended(question, namespaces)) is None:
-            return told
-        return replace(told, reason=f"{told.reason}; {ended}")
+        explanation = self._explained(decision, question, namespaces)
+        if explanation.allowed and not may_move_tags:
+            explanation = replace(
+                explanation, reason=f"{explanation.reason}: new tags only, no grant lets {subject} move tags that exist"
+            )
+        if action is Action.PULL and tag is None and self._is_for_some_tags(explanation.grant):
+            explanation = replace(explanation, reason=f"{explanation.reason}; by digest, any manifest of {repository}")
+        if explanation.allowed or (ended := self._ended(question, namespaces)) is None:
+            return explanation
+        return replace(explanation, reason=f"{explanation.reason}; {ended}")
 
     def _decide_by_grants(
         self, subject: str, repository: str, action: Action, tag: str | None
@@ -303,7 +305,7 @@ class Policy:
         moment = format_rfc3339(expired_at, "seconds")
         return f"{_states(grant, 'let')} until it expired at {moment}"
 
-    def _told(self, decision: Decision, question: _Question, namespaces: Collection[str] | None) -> Decision:
+    def _explained(self, decision: Decision, question: _Question, namespaces: Collection[str] | None) -> Decision:
         """Return of a decision what the owner of namespaces may know: the verdict, and what lies inside of them."""
         if namespaces is None:
             return decision

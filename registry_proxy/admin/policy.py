@@ -177,8 +177,8 @@ def _doubts(difference: PolicyDifference, groups: Collection[str], policy: Polic
     """Return why new grants of the policy have no effect yet: the first few reasons."""
     subjects = {grant.subject for grant in difference.grants_added} - set(map(group_subject, groups))
     doubts = [why for subject in sorted(subjects) if (why := policy.why_of_no_use(subject)) is not None]
-    told = [f"{why}: until that changes, its grants allow nothing" for why in doubts[:_DOUBTS_MAX]]
-    return told if len(doubts) <= _DOUBTS_MAX else [*told, f"and {len(doubts) - _DOUBTS_MAX} more of the kind"]
+    warnings = [f"{why}: until that changes, its grants allow nothing" for why in doubts[:_DOUBTS_MAX]]
+    return warnings if len(doubts) <= _DOUBTS_MAX else [*warnings, f"and {len(doubts) - _DOUBTS_MAX} more of the kind"]
 
 
 def _invalid(error: InvalidError) -> ProblemError:

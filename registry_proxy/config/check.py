@@ -166,8 +166,8 @@ def _check_discovery(
     if replica.discover is None:
         return
     if replica.discover == "addresses" and not is_shared:
-        told = "expected storage: shared, or discover: srv: an address does not identify a registry"
-        yield source.fault((*path, "discover"), told)
+        expected = "expected storage: shared, or discover: srv: an address does not identify a registry"
+        yield source.fault((*path, "discover"), expected)
     for key in ("name", "server_name"):
         if item.get(key):
             yield source.fault((*path, key), "expected none beside discover: DNS gives them")

@@ -352,8 +352,8 @@ class Settings(Section):
     @classmethod
     def schema_for_editors(cls) -> str:
         """Return the JSON schema of a configuration file (draft 2020-12), as text."""
-        told = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "registry-proxy"}
-        return json.dumps({**cls.model_json_schema(by_alias=True), **told}, indent=2) + "\n"
+        head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "registry-proxy"}
+        return json.dumps({**cls.model_json_schema(by_alias=True), **head}, indent=2) + "\n"
 
     def to_json(self) -> str:
         """Return it, secrets included, for ``from_json`` in a worker."""

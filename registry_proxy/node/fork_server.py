@@ -222,7 +222,7 @@ def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptor
     A copy that the supervisor does not know, because this process was killed meanwhile, ends: it would share the
     channel of the next one.
     """
-    with _pipe() as (told, telling), _pipe() as (allowed, allowing):
+    with _pipe() as (report, reporting), _pipe() as (allowed, allowing):
         between = os.fork()
         if between == 0:
             try:
@@ -230,14 +230,14 @@ def _fork_away(control: socket.socket, supervisor: int, run: RunCopy, descriptor
             except OSError as error:
                 number = -(error.errno or errno.EAGAIN)
             if number == 0:
-                for used in (control, told, telling, allowing):
+                for used in (control, report, reporting, allowing):
                     used.close()
                 _leave_with(lambda: _run_copy(allowed, supervisor, run, descriptors))
-            telling.write(b"%d" % number)
+            reporting.write(b"%d" % number)
             os._exit(0)
-        telling.close()
+        reporting.close()
         os.waitpid(between, 0)
-        if not (answer := told.read()):  # somebody has killed the one in between
+        if not (answer := report.read()):  # somebody has killed the one in between
             raise OSError(errno.ECHILD, "")
         control.send(answer)
         with contextlib.suppress(BrokenPipeError):  # there is no copy, or it was killed

@@ -64,8 +64,8 @@ class Manage:
             deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
             for name in deleted:
                 is_known = name != digest or self._is_known(routed, name)
-                told = actor if name == digest else None  # one content, one event
-                await self.deletions.delete_manifest(routed, name, told, is_known=is_known)
+                author = actor if name == digest else None  # one content, one event
+                await self.deletions.delete_manifest(routed, name, author, is_known=is_known)
                 self.holdings.end(routed, ContentKind.MANIFEST, name)
                 self.holdings.forget_tags_of(routed, name)
                 await self.proofs.note_delete(routed, ContentKind.MANIFEST, name)

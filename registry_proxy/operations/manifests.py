@@ -53,8 +53,8 @@ class ManifestWriter:
         Raises:
             RegistryError: MANIFEST_BLOB_UNKNOWN, DENIED, what the replicas answer, UNAVAILABLE without a quorum.
         """
-        if lacking := await self.proofs.find_lacking(routed, links):
-            raise content_unknown(lacking)
+        if absent := await self.proofs.find_absent(routed, links):
+            raise content_unknown(absent)
         descriptor = manifest.descriptor
         async with self.replicas.lease(routed, descriptor.digest, tag):
             written = await self.replicas.put(routed, tag, manifest, cause, may_move=may_move_tags)

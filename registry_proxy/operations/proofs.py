@@ -139,7 +139,7 @@ class HoldingProofs:
         is_apart = self._separations[source.upstream].is_apart(ContentKind.BLOB)
         return is_apart or await self.is_held(source, ContentKind.BLOB, digest)
 
-    async def find_lacking(self, routed: RoutedRepository, links: ManifestLinks) -> list[Digest]:
+    async def find_absent(self, routed: RoutedRepository, links: ManifestLinks) -> list[Digest]:
         """Return what a manifest names and its repository does not hold; nothing where the registry judges that itself.
 
         To name a digest would else be enough to hold it.
@@ -147,8 +147,8 @@ class HoldingProofs:
         separation = self._separations[routed.upstream]
         if all(separation.is_apart(kind) for kind in ContentKind):
             return []
-        lacking = [digest for kind, digest in parts_of(links) if not await self.is_held(routed, kind, digest)]
-        return lacking if any(separation.is_mixed(kind) for kind in ContentKind) else []
+        absent = [digest for kind, digest in parts_of(links) if not await self.is_held(routed, kind, digest)]
+        return absent if any(separation.is_mixed(kind) for kind in ContentKind) else []
 
     async def note_push(self, routed: RoutedRepository, digest: Digest) -> None:
         """Record a pushed or mounted blob for all nodes, where the replicas prove nothing."""

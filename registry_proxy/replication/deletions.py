@@ -97,21 +97,21 @@ async def _changes_that_forget(
 ) -> list[Change]:
     changes = [Change(Table.MANIFESTS, manifest_record_key(routed, digest), None)]
     deletion = await store.get(Table.DELETIONS, str(IntentKey(routed, IntentKind.MANIFEST, str(digest))))
-    lacking: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
+    missing_at: dict[str, tuple[set[str], int]] = {}  # key of a tag's intent -> replicas, revision
     for record in await store.list(Table.TAGS, f"{routed}|"):
         if record.value["digest"] == str(digest):
             changes.append(Change(Table.TAGS, record.key, None, expect=record.revision))
             tag = IntentKey(routed, IntentKind.TAG, record.key.removeprefix(f"{routed}|"))
             changes += _forgotten_tag(tag, record, None, deletion)
-            lacking[str(tag)] = (set(missing), 0)
+            missing_at[str(tag)] = (set(missing), 0)
     for record in await store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
         intent = Intent.from_value(record.value)
         if intent.digest == digest:
-            replicas, _ = lacking.get(record.key, (set(), 0))
-            lacking[record.key] = (replicas | {*intent.missing, *intent.refused}, record.revision)
+            replicas, _ = missing_at.get(record.key, (set(), 0))
+            missing_at[record.key] = (replicas | {*intent.missing, *intent.refused}, record.revision)
     changes += [
         change_of(parse_key(key), Intent(None, "", tuple(sorted(replicas))), expect=revision)
-        for key, (replicas, revision) in lacking.items()
+        for key, (replicas, revision) in missing_at.items()
         if replicas or revision
     ]
     return changes

@@ -11,7 +11,7 @@ _FINAL_STATUSES = frozenset({400, 413, 415, 422})
 distribution to every push while it is read-only for maintenance; a 404 may end when a project is made there."""
 
 
-_TOLD_MAX = 3
+_NAMED_MAX = 3
 _REASON_MAX = 1000  # a reason holds that of a child, which holds that of its own
 
 
@@ -43,10 +43,10 @@ def final_refusal(refusal: RegistryError, absent: dict[Digest, str]) -> FinalRef
     """
     answer = f"it answers {refusal.status} {refusal.code.value}"
     if absent:
-        lacking = [f"{digest} is missing there: {why}" for digest, why in list(absent.items())[:_TOLD_MAX]]
-        if len(absent) > _TOLD_MAX:
-            lacking.append(f"{len(absent) - _TOLD_MAX} more are missing")
-        return FinalRefusalError(refusal, f"{answer}, because {'; '.join(lacking)}"[:_REASON_MAX])
+        faults = [f"{digest} is missing there: {why}" for digest, why in list(absent.items())[:_NAMED_MAX]]
+        if len(absent) > _NAMED_MAX:
+            faults.append(f"{len(absent) - _NAMED_MAX} more are missing")
+        return FinalRefusalError(refusal, f"{answer}, because {'; '.join(faults)}"[:_REASON_MAX])
     return FinalRefusalError(refusal, f"{answer} although it has all that the manifest names")
 
 

@@ -283,8 +283,8 @@ class UploadReplication:
             if await send_cached(self._cache, client, routed.repository, descriptor.digest) is not None:
                 confirmed.add(client.name)
 
-        lacking = [lane for lane in lanes if not any(client.name in confirmed for client in lane)]
-        copied = await fan_out(self._replica_sets[routed.upstream], lacking, copy)
+        behind = [lane for lane in lanes if not any(client.name in confirmed for client in lane)]
+        copied = await fan_out(self._replica_sets[routed.upstream], behind, copy)
         return Outcome(frozenset(confirmed), {**outcome.failures, **copied.failures})
 
     async def heal_blob(self, client: ReplicaClient, routed: RoutedRepository, digest: Digest) -> bool:

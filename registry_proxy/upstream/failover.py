@@ -398,12 +398,12 @@ class FailoverReader:
             return next(iter(problems.values()))
         reasons = {name: str(problem).removeprefix(f"{name}: ") for name, problem in problems.items()}
         reasons |= dict.fromkeys(turn.absent, "does not hold it, which proves nothing while the others are not heard")
-        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
+        explanation = "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
         if turn.absent:
             return AbsenceUnknownError(
-                f"it cannot be known whether upstream {self._replicas.upstream} holds it: {told}"
+                f"it cannot be known whether upstream {self._replicas.upstream} holds it: {explanation}"
             )
-        return UpstreamUnavailableError(f"no replica of upstream {self._replicas.upstream} can answer: {told}")
+        return UpstreamUnavailableError(f"no replica of upstream {self._replicas.upstream} can answer: {explanation}")
 
     def _problems(self, turn: Round) -> dict[str, Exception]:
         """Return why each replica that said neither yes nor no did not: what it answered, or why it was not asked."""

@@ -320,9 +320,9 @@ class UpstreamReplicas:
 
     def _log_state(self, watched: _WatchedReplica) -> None:
         health = watched.health
-        told = f"{health.state} ({health.reason})" if health.reason else health.state
+        state = f"{health.state} ({health.reason})" if health.reason else health.state
         level = logging.INFO if health.is_up else logging.WARNING
-        _log.log(level, "replica %s/%s: %s", self.upstream, watched.client.name, told)
+        _log.log(level, "replica %s/%s: %s", self.upstream, watched.client.name, state)
 
     def _note_change(self, watched: _WatchedReplica, was: ReplicaState) -> None:
         health = watched.health

@@ -65,7 +65,7 @@ async def test_nothing_is_looked_for_where_repositories_are_kept_apart() -> None
     assert answer == "answer"
     await table.proofs.require(APP, BLOB, LAYER)
     assert await table.proofs.may_mount(APP, LAYER)
-    assert await table.proofs.find_lacking(APP, parse_manifest(image(b"layer").manifest, image(b"").media_type)) == []
+    assert await table.proofs.find_absent(APP, parse_manifest(image(b"layer").manifest, image(b"").media_type)) == []
     await table.proofs.note_push(APP, LAYER)
     assert table.reader.requests == []
 
@@ -155,14 +155,14 @@ async def test_contents_that_a_manifest_may_name(table: Table) -> None:
     links = parse_manifest(app.manifest, app.media_type)
     for blob in app.blobs:
         table.reader.add_blob(APP.repository, blob)
-    assert await table.proofs.find_lacking(APP, links) == [blob.digest for blob in links.blobs]
+    assert await table.proofs.find_absent(APP, links) == [blob.digest for blob in links.blobs]
     await table.proofs.note_push(APP, LAYER)
-    assert await table.proofs.find_lacking(APP, links) == [config.digest]
-    assert await table.proofs.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
+    assert await table.proofs.find_absent(APP, links) == [config.digest]
+    assert await table.proofs.find_absent(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
     table.add(app, "1")
     table.reader.manifests[APP.repository, app.digest] = Manifest(app.descriptor, app.manifest)
-    assert await Table(BLOB).proofs.find_lacking(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
-    assert await table.proofs.find_lacking(APP, ManifestLinks((), (), Descriptor("", LAYER, 5))) == []
+    assert await Table(BLOB).proofs.find_absent(APP, ManifestLinks((), (app.descriptor,), None)) == [app.digest]
+    assert await table.proofs.find_absent(APP, ManifestLinks((), (), Descriptor("", LAYER, 5))) == []
 
 
 async def test_a_manifest_of_an_old_kind_names_nothing(table: Table) -> None:
