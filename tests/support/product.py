@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +196,14 @@ def notice_down(user: "User", repository: str, count: int = 1) -> None:
         repository: need not exist.
         count: how many are down.
     """
-    with user.client(repository, "pull,push") as client:
-        client.head(f"/blobs/{digest_of(b'nobody has this')}")
-    wait_until(lambda: user.proxy.metric("registry_proxy_replica_state", state="down") == count, "it is known as down")
+    url, token = httpx.URL(user.base_url), user.token(f"repository:{repository}:pull,push")
+    with contextlib.closing(
+        HTTPConnection(url.host, url.port or 80, timeout=30)
+    ) as connection:  # its answer may take 5 s
+        path = f"/v2/{repository}/blobs/{digest_of(b'nobody has this')}"
+        connection.request("HEAD", path, headers={"Authorization": f"Bearer {token}"})
+        state = "registry_proxy_replica_state"
+        wait_until(lambda: user.proxy.metric(state, state="down") == count, "it is known as down")
 
 
 def make_image(*layers: bytes, label: str = "", **settings: object) -> Image:
