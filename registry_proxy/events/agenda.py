@@ -40,6 +40,11 @@ class Agenda:
             self._times[lane] = at
             heapq.heappush(self._calendar, (at, str(lane)))
 
+    def serve_all_of(self, subscription: str) -> None:
+        """Serve all lanes of a subscription now that wait for a later time."""
+        for lane in [each for each in self._times if each.subscription == subscription]:
+            self.serve_at(lane, 0.0)
+
     def note_event(self, lane: Lane, *, is_waiting: bool) -> None:
         """Serve a lane that got an event, now or when its earlier events are tried again.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from registry_proxy.events.agenda import Agenda
 from registry_proxy.events.backlog import Backlog
+from registry_proxy.events.breaker import Breakers
 from registry_proxy.events.delivery import Delivery, Lane, number_of
 from registry_proxy.events.fan_out import FanOut
 from registry_proxy.events.receipts import reported
@@ -33,10 +34,13 @@ _IN_A_ROW = 20
 """Number of deliveries of a lane after which other lanes of its receiver come first."""
 
 _SKIP_AMONG = 100
-"""Number of deliveries among which a lane that skips looks for one that is due."""
+"""Number of deliveries among which a lane that skips looks together for one that is due again."""
 
 _DELIVERED_KEPT = 100
 """Number of delivered events of a lane that stay on record."""
+
+_LONG_LANE_SECONDS = 10.0
+"""Time until the next look at a lane that skips more deliveries than are looked at together."""
 
 _LANES_IN_A_STEP = 500
 """Number of lanes after which requests that wait come first."""
@@ -90,6 +94,10 @@ class Deliveries:
         self._failure: StoreUnavailableError | None = None
         self._is_miscounted = False
         self._answers: DeploymentAnswers | None = None
+        self._breakers = Breakers(clock)
+        self._agenda = Agenda(self._serve, _AT_ONCE, clock)
+        self._looked_at: dict[Lane, str] = {}  # of lanes that skip: the key behind which to look for the next retry
+        self._newest_tried: dict[Lane, str] = {}  # of lanes that skip, since this process delivers
 
     async def run(self, answers: DeploymentAnswers | None = None) -> None:
         """Go on until cancelled; another process takes over where this one cannot reach the store.
@@ -111,8 +119,11 @@ class Deliveries:
     async def _lead(self) -> None:
         """Deliver until the store is away. Raises StoreUnavailableError."""
         self._led_since, self._failure = self._clock(), None
+        self._breakers, self._agenda = Breakers(self._clock), Agenda(self._serve, _AT_ONCE, self._clock)
+        self._looked_at.clear()
+        self._newest_tried.clear()
         outbox = subscribed = losses = -1
-        async with contextlib.aclosing(Agenda(self._serve, _AT_ONCE, self._clock)) as agenda:
+        async with contextlib.aclosing(self._agenda) as agenda:
             while self._failure is None:
                 if subscribed != (version := self._changes.version(Table.SUBSCRIPTIONS)):
                     await self._look_at_all(agenda)
@@ -144,6 +155,9 @@ class Deliveries:
                 await asyncio.sleep(0)
             if (lane := Lane.of(text)).subscription in known:
                 agenda.serve_at(lane, 0.0)
+        for remembered in (self._newest_tried, self._looked_at):
+            for lane in [lane for lane in remembered if lane.subscription not in known]:
+                del remembered[lane]
         for name in {Lane.of(text).subscription for text in await self._store.heads(Table.LANES)} - known:
             for table in (Table.DELIVERIES, Table.DEAD_LETTERS, Table.DELIVERED, Table.LANES):
                 while records := await self._store.list(table, f"{name}/", limit=_REMOVED_AT_ONCE):
@@ -165,7 +179,15 @@ class Deliveries:
                 record, again_at = await self._next(lane, subscription)
                 if record is None:
                     return again_at
+                if (rest_until := self._breakers.rest_until(lane)) is not None:
+                    delivery = Delivery.of(record.value)
+                    if not self._is_too_old(delivery):
+                        return rest_until
+                    await self._give_up(lane, record, delivery)
+                    continue
                 again_at = await self._try(lane, subscription, record)
+                if again_at is not None and (probe_at := self._breakers.next_probe_at(lane)) is not None:
+                    return probe_at
                 if again_at is not None and subscription.on_failure == OnFailure.HOLD:
                     return again_at
         except StoreUnavailableError as error:
@@ -178,23 +200,46 @@ class Deliveries:
 
     async def _next(self, lane: Lane, subscription: Subscription) -> tuple[Record | None, float | None]:
         """Return the delivery to try now, or when the first will be due."""
-        is_holding = subscription.on_failure == OnFailure.HOLD
-        records = await self._store.list(Table.DELIVERIES, f"{lane}|", limit=1 if is_holding else _SKIP_AMONG)
-        self._backlog.note_oldest(lane, Delivery.of(records[0].value).queued_at if records else None)
-        if is_holding:
-            return (records[0] if records else None), None
-        now, first_at = self._clock(), None
+        prefix = f"{lane}|"
+        newest = "" if subscription.on_failure == OnFailure.HOLD else self._newest_tried.get(lane, "")
+        untried = await self._store.list(Table.DELIVERIES, prefix, after=newest, limit=1)
+        if not newest:
+            self._backlog.note_oldest(lane, Delivery.of(untried[0].value).queued_at if untried else None)
+        if subscription.on_failure == OnFailure.HOLD:
+            return (untried[0] if untried else None), None
+        if untried:
+            self._newest_tried[lane] = untried[0].key
+            return untried[0], None
+        return await self._next_again(lane, prefix)
+
+    async def _next_again(self, lane: Lane, prefix: str) -> tuple[Record | None, float | None]:
+        """Return a delivery of a lane that skips to try once more, or when to look again.
+
+        Of a long lane some deliveries are looked at each time, in turns.
+        """
+        after = self._looked_at.pop(lane, "")
+        records = await self._store.list(Table.DELIVERIES, prefix, after=after, limit=_SKIP_AMONG)
+        if not after:
+            self._backlog.note_oldest(lane, Delivery.of(records[0].value).queued_at if records else None)
+        now, again_at = self._clock(), float("inf")
         for record in records:
             delivery = Delivery.of(record.value)
-            if delivery.next_attempt_at <= now or delivery.last_attempt_at < self._led_since:
+            if delivery.next_attempt_at <= now:
+                self._looked_at[lane] = after
                 return record, None
-            first_at = delivery.next_attempt_at if first_at is None else min(first_at, delivery.next_attempt_at)
-        return None, first_at
+            again_at = min(again_at, delivery.next_attempt_at)
+        if len(records) == _SKIP_AMONG:
+            self._looked_at[lane] = records[-1].key
+        if after or lane in self._looked_at:
+            again_at = min(again_at, now + _LONG_LANE_SECONDS)
+        return None, None if again_at == float("inf") else again_at
 
     async def _try(self, lane: Lane, subscription: Subscription, record: Record) -> float | None:
         """Send one delivery and put the outcome on record; return when it is tried again, None for never."""
         delivery = Delivery.of(record.value)
         answer = await self._sender.send(subscription, number_of(record.key), delivery)
+        if self._breakers.note(lane, answer):
+            self._agenda.serve_all_of(lane.subscription)
         now = self._clock()
         delivery = replace(
             delivery,
@@ -211,10 +256,8 @@ class Deliveries:
             await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DELIVERED))
             self._backlog.note_delivered(lane)
             return None
-        if now - delivery.queued_at > self._limits.max_age_seconds:
-            _log.warning("gave up a delivery of event %s to %s: %s", delivery.event.id, subscription.name, answer.text)
-            await self._store.commit(self._ended(lane, record, replace(delivery, ended_at=now), Table.DEAD_LETTERS))
-            self._backlog.note_given_up(lane)
+        if self._is_too_old(delivery):
+            await self._give_up(lane, record, delivery)
             return None
         changes = [Change(Table.DELIVERIES, record.key, delivery.stored(), expect=record.revision)]
         if answer.is_gone:
@@ -223,6 +266,17 @@ class Deliveries:
         self._backlog.note_failed()
         await self._store.commit(changes)
         return delivery.next_attempt_at
+
+    def _is_too_old(self, delivery: Delivery) -> bool:
+        return self._clock() - delivery.queued_at > self._limits.max_age_seconds
+
+    async def _give_up(self, lane: Lane, record: Record, delivery: Delivery) -> None:
+        _log.warning(
+            "gave up a delivery of event %s to %s: %s", delivery.event.id, lane.subscription, delivery.last_answer
+        )
+        letter = replace(delivery, ended_at=self._clock())
+        await self._store.commit(self._ended(lane, record, letter, Table.DEAD_LETTERS))
+        self._backlog.note_given_up(lane)
 
     @staticmethod
     def _ended(lane: Lane, record: Record, delivery: Delivery, table: Table) -> Sequence[Change]:

@@ -16,12 +16,11 @@ from yarl import URL
 
 from registry_proxy.events.composition import compose
 from registry_proxy.events.delivery import ANSWER_MAX_CHARACTERS, Delivery
-from registry_proxy.events.sender import ReceiverAnswer
+from registry_proxy.events.sender import TRY_SECONDS, ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
 from registry_proxy.protocol.times import parse_retry_after
 from registry_proxy.protocol.zones import InsideError, Zone, check_zone
 
-TRY_SECONDS = 15.0
 _SERVICES_KNOWN_SECONDS = 30.0
 _ANSWER_MAX_BYTES = 4 * ANSWER_MAX_CHARACTERS
 _log = logging.getLogger(__name__)

@@ -6,6 +6,9 @@ from typing import Protocol
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.subscription import Subscription
 
+TRY_SECONDS = 15.0
+"""The longest time of one try."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReceiverAnswer:
