@@ -13,12 +13,14 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     events                       outbox, subscriptions and deliveries
     operations                   the verbs: pull, push, discover, manage
     history                      moves of tags: what each was, and the ways back
+    rules                        rules of images: judged when a tag is moved or deleted
     replication, repair          replicas, writing: fan-out, journal, marks; replicas made equal
     api                          the forms of the JSON API: bodies, documents, endpoints, problems
     admission                    the way into the admin API: names, pages, logins, turns
     edge, admin, upkeep          the public listener; the admin listener, a file for each resource, as in cli
     node                         processes, workers, sockets
-    configured, app, load        settings as the rooms' values; composition of a worker; its late loading
+    configured, starting         settings as the rooms' values; faults of a start in words
+    app, load                    composition of a worker; its late loading
     offline, cli, terminal       work without the service; the commands; the admin client and output that they share
 
 The path of a pull::

@@ -2,12 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from registry_proxy import configured
-from registry_proxy.access.open import Access, SigningKeyError, open_access, open_signer
+from registry_proxy.access.open import Access, open_access, open_signer
 from registry_proxy.access.tokens import open_signed
 from registry_proxy.admin.app import AdminServices, make_admin_app
 from registry_proxy.admin.audit import AuditFiles
@@ -16,17 +16,15 @@ from registry_proxy.admin.repositories import KnownRepositories
 from registry_proxy.admin.server import serving_admin
 from registry_proxy.audit.open import Audit, open_audit
 from registry_proxy.audit.trail import AuditTrail
-from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError, prepare_cache
+from registry_proxy.cache.layout import prepare_cache
 from registry_proxy.cache.open import Cache, open_cache
-from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import Settings
 from registry_proxy.directory.deployments import AnsweredDeployments, Deployments
 from registry_proxy.directory.directory import Directory
-from registry_proxy.directory.first_admin import FirstAdminError, make_first_admin
+from registry_proxy.directory.first_admin import make_first_admin
 from registry_proxy.edge.public import PublicApp
 from registry_proxy.edge.server import run_public
 from registry_proxy.events.open import Events, open_events
-from registry_proxy.files.certificate import CertificateError
 from registry_proxy.history.labels import read_labels
 from registry_proxy.history.open import History, open_history
 from registry_proxy.http.certificate import open_certificates
@@ -41,15 +39,16 @@ from registry_proxy.operations.push import Push
 from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import RecordedTags
 from registry_proxy.operations.warm import Prefetch, Warmer
-from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import CacheDiskStalled, Listener, Observer, PolicyCurrent
 from registry_proxy.repair.duty import RepairDuty
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
+from registry_proxy.rules.open import open_rules
+from registry_proxy.rules.reading import PushedImages
 from registry_proxy.spool.spool import DiskSpool
+from registry_proxy.starting import start_errors
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
-from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.tasks import running
 from registry_proxy.telemetry.access_log import AccessLog
 from registry_proxy.telemetry.logs import json_logging
@@ -64,7 +63,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
 
     The first admin gets ``admin_password``, or a generated one, which is returned.
     """
-    with json_logging(), _start_errors():
+    with json_logging(), start_errors():
         prepare_cache(settings.cache.path, settings.audit_path)
         open_signer(configured.signing_options(settings.auth))
         async with open_store(settings.store_url, settings.changes_path) as (store, _):
@@ -72,19 +71,6 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
             async with contextlib.aclosing(Directory(store)) as directory:
                 await directory.secrets.remove_expired_refresh_tokens()
                 return await make_first_admin(directory.users, admin_password, ADMIN_PASSWORD_VARIABLE)
-
-
-@contextlib.contextmanager
-def _start_errors() -> Iterator[None]:
-    """Report a fault that an operator can correct in words, without a traceback."""
-    try:
-        yield
-    except SigningKeyError as error:
-        raise StartError(f"auth.signing_key_file: {error}") from error
-    except (CertificateError, FirstAdminError) as error:
-        raise StartError(str(error)) from error
-    except (CacheMoveError, CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
-        raise StartError(str(error)) from error
 
 
 async def run_worker(settings: Settings, context: WorkerContext) -> None:
@@ -113,7 +99,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         readers, writes = node.upstreams.readers, node.writes
         history = open_history(store, changes, keep, warmer=warmer, readers=readers, writes=writes)
         connections = configured.connections(settings, observer)
-        with _start_errors():
+        with start_errors():
             tls = await stack.enter_async_context(open_certificates(configured.tls_files(settings), observer))
         public = await run_public(
             app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer, tls.get(PUBLIC)
@@ -160,7 +146,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
     async with contextlib.AsyncExitStack() as stack:
         opening = open_store(settings.store_url, settings.changes_path, note_policy, may_create=False)
         store, changes = await stack.enter_async_context(opening)
-        with _start_errors():
+        with start_errors():
             access = await stack.enter_async_context(open_access(configured.access_options(settings), store, changes))
         directory = await stack.enter_async_context(contextlib.aclosing(Directory(store)))
         router = PrefixRouter(configured.routes(settings))
@@ -186,6 +172,8 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             receivers, store, changes, local_name=local_name, upstreams=replicas, observer=observer
         )
         events = await stack.enter_async_context(opening_events)
+        images = PushedImages(cache.disk, holdings, upstreams.readers)
+        rules = open_rules(store, changes, images, events.outbox, local_name, observer)
         tools = ReplicaTools(
             records=records,
             replica_sets=upstreams.replicas,
@@ -196,6 +184,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
             pins=spool,
             observer=observer,
             outbox=events.outbox,
+            rules=rules,
         )
         writes = Writes(tools)
         repair = RepairDuty(configured.repair_rates(settings), tools, inspection, writes.fallback_tags)

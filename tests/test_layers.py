@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "http": "files ports protocol tasks",
         "config": "files protocol",
         "access": "files ports protocol tasks",
-        "directory": "access events ports protocol",
+        "directory": "access events ports protocol rules",
         "cache": "files ports protocol tasks",
         "spool": "cache files ports protocol tasks",
         "replica": "ports protocol tasks",
@@ -37,19 +37,21 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "operations": "files ports protocol tasks",
         "replication": "operations ports protocol tasks",
         "repair": "operations ports protocol replication tasks",
+        "rules": "operations ports protocol",
         "edge": "access directory http operations ports protocol tasks",
-        "api": "access directory http ports protocol",
+        "api": "access directory http ports protocol rules",
         "history": "operations ports protocol tasks",
         "admission": "access api http ports protocol tasks",
         "upkeep": "admission api operations ports protocol tasks",
-        "admin": "access admission api audit directory events history http operations ports protocol tasks telemetry"
-        " upkeep",
+        "admin": "access admission api audit directory events history http operations ports protocol rules tasks"
+        " telemetry upkeep",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
         "configured": "access admin admission audit cache config edge events files history http node operations"
         " ports protocol replica replication upstream",
-        "app": "access admin audit cache config configured directory edge events files history http node operations"
-        " ports repair replication spool store tasks telemetry upkeep upstream",
+        "starting": "access cache config directory files ports store",
+        "app": "access admin audit cache config configured directory edge events history http node operations"
+        " ports repair replication rules spool starting store tasks telemetry upkeep upstream",
         "load": "app node",
         "terminal": "config files protocol",
         "cli": "config load node offline ports protocol terminal",

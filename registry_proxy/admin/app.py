@@ -17,6 +17,7 @@ from registry_proxy.admin.policy import PolicyResource
 from registry_proxy.admin.replay import ReplayResource
 from registry_proxy.admin.repositories import KnownRepositories, RepositoryResource
 from registry_proxy.admin.robots import RobotResource
+from registry_proxy.admin.rules import RuleResource
 from registry_proxy.admin.subscriptions import SubscriptionResource
 from registry_proxy.admin.tags import TagResource
 from registry_proxy.admin.tokens import Secrets, TokenResource
@@ -116,6 +117,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         RepositoryResource(services.known),
         TagResource(services.history, services.route, control, services.guard.client_address),
         AuditResource(services.audit_files),
+        RuleResource(directory.rules),
         SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),
         DeliveryResource(services.deliveries, directory.subscriptions),
         DeploymentResource(services.deployments, control, services.route, services.history.record),

@@ -32,11 +32,13 @@ from registry_proxy.api.openapi import Audience, Endpoint
 from registry_proxy.api.problems import Fault, ProblemError
 from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, parse_page, read_query
 from registry_proxy.api.revisions import patched
+from registry_proxy.api.rules import AppliedRuleDocument
 from registry_proxy.directory.directory import Directory
 from registry_proxy.directory.revise import NotFoundError
 from registry_proxy.protocol.patterns import SUBJECT, compile_repository_pattern, is_below
 from registry_proxy.protocol.reference import is_repository, is_tag
 from registry_proxy.protocol.scope import Action
+from registry_proxy.rules.rule import applying
 
 _CHANGING = frozenset({Action.PUSH, Action.CREATE, Action.DELETE})
 _FILTERS = (*PAGE, "subject", "repository")
@@ -98,12 +100,13 @@ class ExplainBody(Body):
 
 
 class DecisionDocument(Document):
-    """The answer to a question about a right, with the grant or the reason."""
+    """The answer to a question about a right, with the grant or the reason, and the rules of images for a write."""
 
     allowed: bool
     would_deny: bool
     grant: str | None
     reason: str
+    rules: list[AppliedRuleDocument]
 
 
 class GrantResource:
@@ -206,7 +209,11 @@ class GrantResource:
             not_self = Fault("#/subject", f"expected {caller}: only administrators and owners ask about others")
             raise ProblemError(403, "this is not yours to ask", faults=[outside if namespaces else not_self])
         decision = policy.explain(body.subject, body.repository, body.action, body.tag, namespaces=namespaces)
-        return DecisionDocument.of(decision)
+        judges = decision.allowed and body.action in _CHANGING
+        rules = await self._directory.rules.list() if judges else ()
+        applied = applying(rules, body.repository, body.tag, deletes=body.action is Action.DELETE)
+        documents = [AppliedRuleDocument.of(rule, conditions=list(rule.conditions)) for rule in applied]
+        return DecisionDocument.of(decision, rules=documents)
 
 
 def _doubts_of_grant(request: web.Request, grant: Grant, policy: Policy) -> list[str]:

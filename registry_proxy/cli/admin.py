@@ -21,6 +21,7 @@ from registry_proxy.cli.policy import policy_app
 from registry_proxy.cli.repositories import repository_app
 from registry_proxy.cli.reset import reset_app
 from registry_proxy.cli.robots import robot_app
+from registry_proxy.cli.rules import rule_app
 from registry_proxy.cli.subscriptions import subscription_app
 from registry_proxy.cli.tags import tag_app
 from registry_proxy.cli.tokens import token_app
@@ -71,6 +72,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(token_app, name="token", cls=Commands)
     app.add_typer(key_app, name="key", cls=Commands)
     app.add_typer(replica_app, name="replica", cls=Commands)
+    app.add_typer(rule_app, name="rule", cls=Commands)
     app.add_typer(subscription_app, name="subscription", cls=Commands)
     app.add_typer(event_app, name="event", cls=Commands)
     app.add_typer(tag_app, name="tag", cls=Commands)

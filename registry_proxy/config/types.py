@@ -60,7 +60,7 @@ def parse_duration(value: Any) -> float:
     return float(match[1]) * _DURATION_UNITS[match[2]]
 
 
-def _parse_size(value: Any) -> int:
+def parse_size(value: Any) -> int:
     """Return bytes from ``10GiB``, ``500MB`` or a plain number of bytes."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
@@ -271,7 +271,7 @@ _DURATION_TOLD = _told_as(
 )
 Duration = Annotated[float, BeforeValidator(parse_duration), _DURATION_TOLD]
 Timeout = Annotated[Duration, _must(lambda seconds: seconds > 0, "a duration longer than 0")]
-Size = Annotated[int, BeforeValidator(_parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
+Size = Annotated[int, BeforeValidator(parse_size), _told_as("10GiB", "500MB", kinds=("string", "integer"))]
 ListenAddress = Annotated[Address, BeforeValidator(_parse_address), _told_as("127.0.0.1:5000", "[::1]:5000")]
 Network = Annotated[
     ipaddress.IPv4Network | ipaddress.IPv6Network,

@@ -6,6 +6,7 @@ from registry_proxy.directory.groups import Groups
 from registry_proxy.directory.policy import PolicyDocument
 from registry_proxy.directory.revocations import Revocations
 from registry_proxy.directory.robots import Robots
+from registry_proxy.directory.rules import Rules
 from registry_proxy.directory.secrets import Secrets
 from registry_proxy.directory.subscriptions import Subscriptions
 from registry_proxy.directory.users import Users
@@ -28,6 +29,7 @@ class Directory:
         self.policy = PolicyDocument(store)
         self.revocations = Revocations(store)
         self.subscriptions = Subscriptions(store)
+        self.rules = Rules(store)
 
     async def aclose(self) -> None:
         """End the threads that hash passwords."""

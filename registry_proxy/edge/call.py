@@ -1,5 +1,6 @@
 """An authorized request, as the handlers of the registry take it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -21,12 +22,16 @@ R_co = TypeVar("R_co", bound=RegistryRequest, covariant=True)
 
 @dataclass(slots=True)
 class Call(Generic[R_co]):
-    """A request that may be done; ``made`` is the digest that it turned out to be about, for the audit log."""
+    """A request that may be done.
+
+    ``made`` is the digest that it turned out to be about, ``warnings`` are for its client; the audit log has both.
+    """
 
     exchange: Exchange
     request: R_co
     authorized: Authorized
     made: Digest | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def subject(self) -> str:

@@ -1,5 +1,6 @@
 """The operations that write: uploads, manifests and deletions."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -126,10 +127,13 @@ class Writes:
                 actor=actor_of(call, self.origins),
             )
             call.made = pushed.descriptor.digest
+            call.warnings = pushed.warnings
         created = _created(call, "manifests", pushed.descriptor)
         further = {} if pushed.subject is None else {"OCI-Subject": str(pushed.subject)}
         if call.request.tags:
             further["OCI-Tag"] = ", ".join(call.request.tags)
+        if pushed.warnings:
+            further["Warning"] = ", ".join(f'299 - "{_quoted(each)}"' for each in pushed.warnings)
         return created._replace(headers={**created.headers, **further})
 
     async def delete_manifest(self, call: Call[ManifestRequest]) -> Answer:
@@ -185,8 +189,17 @@ def _event(
         tag=question[3] or "",
         digest="" if digest is None else str(digest),
         rule=rule,
-        detail={"operation": request.operation.label, **answered},
+        detail={"operation": request.operation.label, **answered, **_warned(call)},
     )
+
+
+def _warned(call: Call[RegistryRequest]) -> dict[str, list[str]]:
+    return {"warnings": list(call.warnings)} if call.warnings else {}
+
+
+def _quoted(text: str) -> str:
+    """Return the content of a quoted string in a header (RFC 9110, 5.6.4)."""
+    return re.sub(r'(["\\])', r"\\\1", text).encode("ascii", "replace").decode()
 
 
 def _ref(call: Call[UploadRequest | CommitUploadRequest]) -> UploadRef:

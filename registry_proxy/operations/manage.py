@@ -33,8 +33,8 @@ class Manage:
         The content goes with the digest: a manifest that was pushed by its sha512 as well is gone by both.
 
         Raises:
-            RegistryError: UNSUPPORTED (405) where the replicas do not delete; DENIED (403) on a read-only upstream;
-                MANIFEST_UNKNOWN; UNAVAILABLE without a quorum.
+            RegistryError: UNSUPPORTED (405) where the replicas do not delete; DENIED (403) on a read-only upstream, or
+                by a rule; MANIFEST_UNKNOWN; UNAVAILABLE without a quorum.
             UpstreamUnavailableError: whether it exists cannot be known now.
         """
         self.deletions.check_writable(routed.upstream)
@@ -49,6 +49,7 @@ class Manage:
 
     async def _delete_tag(self, routed: RoutedRepository, tag: Tag, actor: Actor | None) -> Digest:
         async with self.deletions.lease(routed, tag):
+            await self.deletions.check_rules(routed, tag, actor)
             digest = await self.deletions.delete_tag(routed, tag, actor)
             self.holdings.end_tag(routed, tag)
             return digest
@@ -61,6 +62,8 @@ class Manage:
         async with AsyncExitStack() as leases:
             for name in sorted([digest, *others], key=str):
                 await leases.enter_async_context(self.deletions.lease(routed, name))
+            for name in (digest, *others):
+                await self.deletions.check_rules(routed, name, actor)
             deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
             for name in deleted:
                 is_known = name != digest or self._is_known(routed, name)

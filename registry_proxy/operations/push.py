@@ -56,10 +56,11 @@ class UploadAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PushedManifest:
-    """An acknowledged manifest; ``subject`` is what it refers to."""
+    """An acknowledged manifest; ``subject`` is what it refers to, ``warnings`` are for the client."""
 
     descriptor: Descriptor
     subject: Digest | None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +191,7 @@ class Push:
 
         Raises:
             RegistryError: MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN; DENIED (403) when the tag exists
-                and ``may_move_tags`` is False, or the upstream is read-only; UNAVAILABLE.
+                and ``may_move_tags`` is False, a rule refuses it, or the upstream is read-only; UNAVAILABLE.
         """
         self.blobs.check_writable(routed.upstream)
         links = parse_manifest(body, media_type)
@@ -382,15 +383,18 @@ class Push:
         *,
         may_move_tags: bool,
     ) -> PushedManifest:
+        warnings: list[str] = []
         for tag in tags:
             async with AsyncExitStack() as stack:
                 if tag is not None and is_referrers_tag(tag):
                     await stack.enter_async_context(self.referrers.replacing(routed, tag, manifest))
-                await self.writer.write(routed, tag, manifest, links, may_move_tags=may_move_tags, cause=cause)
+                warnings += await self.writer.write(
+                    routed, tag, manifest, links, may_move_tags=may_move_tags, cause=cause
+                )
         subject = None if links.manifest_subject is None else links.manifest_subject.digest
         if subject is not None:
             await self.referrers.note_push(routed, subject, manifest)
-        return PushedManifest(manifest.descriptor, subject)
+        return PushedManifest(manifest.descriptor, subject, warnings)
 
 
 async def _write(file: SpoolFile, body: AsyncIterator[bytes], expected: int | None) -> None:

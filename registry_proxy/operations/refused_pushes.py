@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from registry_proxy.ports.errors import CacheUnavailableError
 from registry_proxy.protocol.errors import ErrorCode, RegistryError, unavailable
-from registry_proxy.protocol.reference import Digest
+from registry_proxy.protocol.reference import Digest, Tag
 
 
 def upload_lost() -> RegistryError:
@@ -48,6 +48,12 @@ def content_unknown(digests: Iterable[Digest]) -> RegistryError:
         "the repository does not hold all that the manifest names: push it again with its blobs",
         detail=[{"digest": str(digest)} for digest in sorted(digests, key=str)],
     )
+
+
+def tag_exists(tag: Tag) -> RegistryError:
+    """Return the refusal of a move of a tag by a client that may only create tags."""
+    message = "the tag exists, and your rights allow to create tags, not to move them"
+    return RegistryError(ErrorCode.DENIED, message, detail={"tag": tag}, status=403)
 
 
 def digest_invalid(digest: Digest) -> RegistryError:

@@ -15,6 +15,9 @@ class Deletions(Protocol):
     """
 
     def check_writable(self, upstream: str) -> None: ...
+    async def check_rules(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
+        """Refuse by the rules of images, see ``ports.rules``, under the lease."""
+
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""
 

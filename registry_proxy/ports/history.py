@@ -39,12 +39,14 @@ class Cause:
         kind: of the moves that the write makes.
         reason: in the words of the client; "" for none.
         content_bytes: size of the blobs that the manifest names; 0 for an index, or where it is not known.
+        overrides_rules: whether an administrator sets aside the rules of images.
     """
 
     actor: Actor
     kind: MoveKind = MoveKind.PUSH
     reason: str = ""
     content_bytes: int = 0
+    overrides_rules: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

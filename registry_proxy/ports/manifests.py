@@ -8,6 +8,7 @@ from typing import Protocol
 from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.descriptor import Manifest
+from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, Tag
 
 
@@ -35,9 +36,11 @@ class ManifestReplicas(Protocol):
         manifest: Manifest,
         cause: Cause | None,
         *,
-        may_move: bool,
+        refuse_move: RegistryError | None,
     ) -> WrittenManifest:
         """Write at a quorum, and record what misses it, under the lease.
+
+        ``refuse_move`` is raised where the tag exists with another digest; None where it may be moved.
 
         Without a cause there is no event, and no move in the history.
         """

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from registry_proxy.ports.names import CacheResult, ContentKind, ReturnReason, StaleReason
 from registry_proxy.ports.replicas import ReplicaState
+from registry_proxy.ports.rules import Condition, RuleMode
 from registry_proxy.protocol.scope import Action
 
 ByteSource = Literal["cache", "upstream"]
@@ -259,6 +260,13 @@ class DeliveryAttempt(NamedTuple):
     event_count: int
 
 
+class RuleViolation(NamedTuple):
+    """A write of a tag violated a condition of a rule, in this mode."""
+
+    condition: Condition
+    mode: RuleMode
+
+
 MetricEvent = (
     ClientRequest
     | AccessDecision
@@ -293,6 +301,7 @@ MetricEvent = (
     | OldestDelivery
     | DeadLetters
     | DeliveryAttempt
+    | RuleViolation
 )
 
 

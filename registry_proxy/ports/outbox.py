@@ -29,6 +29,9 @@ class EventType(StrEnum):
     RESTORE = "restore"
     """Somebody made a deleted tag what it was."""
 
+    RULE_VIOLATED = "rule_violated"
+    """A client moved or deleted a tag against a rule: it was refused, or let through by one that only warns."""
+
     PULL = "pull"
     """A client got a manifest: one event each. They are reported as far as they can be, and may be lost."""
 
@@ -48,7 +51,7 @@ class EventType(StrEnum):
 TAG_MOVES = frozenset({EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE})
 """The types that say what a tag is now. A receiver that knows pushes alone gets each as a push."""
 
-LATER_TYPES = ("promotion", "rule_violated", "retention")
+LATER_TYPES = ("promotion", "retention")
 """The types that a subscription may name once their features are there."""
 
 

@@ -44,6 +44,7 @@ class Table(StrEnum):
     DELIVERED = "delivered"  # the last deliveries of each lane that arrived
     DEAD_LETTERS = "dead_letters"  # deliveries that were given up
     MOVES = "moves"  # the history of tags, the newest of each first: see ports.history
+    RULES = "rules"  # of images
     DEPLOYMENTS = "deployments"  # by repository and environment: the receipts of the last deployments
 
 

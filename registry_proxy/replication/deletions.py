@@ -13,6 +13,7 @@ from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor, EventType, Outbox
 from registry_proxy.ports.replicas import RegistryReader, ReplicaClient, ReplicaSet
+from registry_proxy.ports.rules import ImageRules
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table, read_since, retried
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, parse_digest
@@ -127,6 +128,7 @@ class DeletionReplication:
         store: leases, and the records of manifests and tags.
         journal: the tombstones.
         outbox: makes the events.
+        rules: judge what clients delete.
     """
 
     replica_sets: Mapping[str, ReplicaSet]
@@ -134,10 +136,15 @@ class DeletionReplication:
     store: Store
     journal: Journal
     outbox: Outbox
+    rules: ImageRules
 
     def check_writable(self, upstream: str) -> None:
         """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
         check_writable(self.replica_sets[upstream])
+
+    async def check_rules(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
+        """Refuse the deletion of tags that a rule protects. Raises DENIED (403)."""
+        await self.rules.check_delete(routed, tag_or_digest, actor)
 
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""

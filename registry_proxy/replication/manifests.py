@@ -122,7 +122,7 @@ class ManifestReplication:
         manifest: Manifest,
         cause: Cause | None,
         *,
-        may_move: bool,
+        refuse_move: RegistryError | None,
     ) -> WrittenManifest:
         """Write a manifest, and its tag when given, under the lease.
 
@@ -130,11 +130,11 @@ class ManifestReplication:
         replica may have it: it is rolled forward.
 
         Raises:
-            RegistryError: what the replicas answered; DENIED (403) for a tag that may not be moved; UNAVAILABLE.
+            RegistryError: what the replicas answered; UNAVAILABLE; ``refuse_move`` where the tag is another digest.
         """
         replica_set = self.replica_sets[routed.upstream]
-        if tag is not None and not may_move:
-            await self._check_new(replica_set, routed, tag, manifest.descriptor.digest)
+        if tag is not None and refuse_move is not None:
+            await self._check_new(replica_set, routed, tag, manifest.descriptor.digest, refuse_move)
         write = await self._begin(replica_set, routed, tag, manifest.descriptor, cause)
         transfers: list[Transfer] = []
 
@@ -198,17 +198,19 @@ class ManifestReplication:
             detail={"reason": cause.reason} if cause.reason else {},
         )
 
-    async def _check_new(self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest) -> None:
+    async def _check_new(
+        self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest, refusal: RegistryError
+    ) -> None:
         """Refuse to move a tag: one that is on record, or at a replica, with another digest than this one."""
         record = await self.store.get(Table.TAGS, tag_record_key(routed, tag))
         if record is not None:
             if record.value["digest"] != str(digest):
-                raise _tag_exists(tag)
+                raise refusal
             intent = await self.journal.find(IntentKey(routed, IntentKind.TAG, tag))
             if intent is not None and intent.digest == digest:
                 return  # left behind by an earlier try of the same push
         if await self._is_tag_of_another(replica_set, routed, tag, digest):
-            raise _tag_exists(tag)
+            raise refusal
 
     async def _is_tag_of_another(
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest
@@ -269,12 +271,3 @@ class ManifestReplication:
             is_sent = True
         if not is_sent:
             raise PartAbsentError("this node does not have it", may_come=True)
-
-
-def _tag_exists(tag: Tag) -> RegistryError:
-    return RegistryError(
-        ErrorCode.DENIED,
-        "the tag exists, and your rights allow to create tags, not to move them",
-        detail={"tag": tag},
-        status=403,
-    )

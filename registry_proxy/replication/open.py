@@ -14,6 +14,7 @@ from registry_proxy.ports.metrics import Observer
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Outbox
 from registry_proxy.ports.replicas import RegistryReader, ReplicaSet, UpstreamReader
+from registry_proxy.ports.rules import ImageRules
 from registry_proxy.ports.store import Store, StoreChanges, Table
 from registry_proxy.ports.tags import TagRecord
 from registry_proxy.ports.uploads import Spool
@@ -88,6 +89,7 @@ class ReplicaTools:
         pins: keeps what replicas miss.
         observer: receives what was repaired.
         outbox: makes the events of writes.
+        rules: judge the writes of clients.
     """
 
     records: Records
@@ -99,6 +101,7 @@ class ReplicaTools:
     pins: Spool
     observer: Observer
     outbox: Outbox
+    rules: ImageRules
 
 
 class Writes:
@@ -127,11 +130,21 @@ class Writes:
             pushed=PushedBlobs(store),
         )
         self.manifests = ManifestWriter(
-            replicas=manifests, proofs=self.proofs, cache=cache, holdings=tools.holdings, spool=tools.pins
+            replicas=manifests,
+            proofs=self.proofs,
+            cache=cache,
+            holdings=tools.holdings,
+            spool=tools.pins,
+            rules=tools.rules,
         )
         self.fallback_tags = FallbackTags(readers=tools.readers, writer=self.manifests)
         self.deletions = DeletionReplication(
-            replica_sets=replica_sets, readers=tools.readers, store=store, journal=journal, outbox=tools.outbox
+            replica_sets=replica_sets,
+            readers=tools.readers,
+            store=store,
+            journal=journal,
+            outbox=tools.outbox,
+            rules=tools.rules,
         )
 
 

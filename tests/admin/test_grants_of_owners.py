@@ -205,10 +205,10 @@ async def test_explain_tells_an_owner_of_nothing_outside(owners: Owners) -> None
     for subject in ("user:off", "user:nobody", "robot:old", "robot:nobody", "oidc:ci/main/x", "group:none"):
         _, answer = await owners.call("POST", "/explain", {**question, "subject": subject})
         refusal = f"no grant lets {subject} pull team/app: it would take one with the action pull on team/app"
-        assert answer == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal}
+        assert answer == {"allowed": False, "would_deny": False, "grant": None, "reason": refusal, "rules": []}
     _, answer = await owners.call("POST", "/explain", {**question, "subject": "user:bob"})
     reason = "what an administrator decided lets user:bob pull team/app"
-    assert answer == {"allowed": True, "would_deny": False, "grant": None, "reason": reason}
+    assert answer == {"allowed": True, "would_deny": False, "grant": None, "reason": reason, "rules": []}
     for action in ("pull", "push", "delete", "manage"):
         answers = [
             (await owners.call("POST", "/explain", {**question, "subject": subject, "action": action}))[1]

@@ -121,8 +121,8 @@ async def test_harbor_has_no_form_for_manifests(directory: Directory) -> None:
 
 async def test_a_type_of_a_later_release_is_named_as_such(directory: Directory) -> None:
     """The type is refused, and the message says that it is no misspelling."""
-    with pytest.raises(InvalidError, match="rule_violated: not available yet"):
-        await directory.subscriptions.put("ci", SubscriptionInput(url=URL, events=["push", "rule_violated"]))
+    with pytest.raises(InvalidError, match="retention: not available yet"):
+        await directory.subscriptions.put("ci", SubscriptionInput(url=URL, events=["push", "retention"]))
 
 
 @pytest.mark.parametrize("format_", ["distribution", "harbor", "template"])

@@ -36,6 +36,8 @@ from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.uploads import UploadReplication
+from registry_proxy.rules.open import open_rules
+from registry_proxy.rules.reading import PushedImages
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.store.redis import RedisStore
@@ -429,7 +431,11 @@ async def pushing(
         reader = replicas.replicas[0]
         proofs = holdings_of(reader, holdings, cache, replicas.separation)
         readers = {replicas.upstream: _Replicas(replicas, journal)}
-        writer = ManifestWriter(replicas=manifests, proofs=proofs, cache=cache, holdings=holdings, spool=spool)
+        images = PushedImages(cache, holdings, readers)
+        rules = open_rules(store, changes, images, outbox, lambda routed: routed.repository, RecordingObserver())
+        writer = ManifestWriter(
+            replicas=manifests, proofs=proofs, cache=cache, holdings=holdings, spool=spool, rules=rules
+        )
         pull = Pull(
             readers=readers,
             impatient_readers=readers,
@@ -451,7 +457,9 @@ async def pushing(
             writer=writer,
             referrers=referrers,
         )
-        deletions = DeletionReplication(replica_sets=sets, readers=readers, store=store, journal=journal, outbox=outbox)
+        deletions = DeletionReplication(
+            replica_sets=sets, readers=readers, store=store, journal=journal, outbox=outbox, rules=rules
+        )
         yield Pushing(
             push,
             Manage(holdings=holdings, proofs=proofs, deletions=deletions, referrers=referrers),

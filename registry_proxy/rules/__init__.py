@@ -1,0 +1,1 @@
+"""Image rules: conditions for what tags may be, judged when a tag is moved or deleted."""

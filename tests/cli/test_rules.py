@@ -1,0 +1,56 @@
+"""The commands of rules, against the admin API in this process."""
+
+import json
+from typing import Any
+
+from typer.testing import Result
+
+from tests.cli.conftest import Run
+
+
+def _json(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_rule_is_made_changed_and_removed(run: Run) -> None:
+    """Each option sets its field, `set` leaves the others, `--without` removes a condition."""
+    options = ["--label", "source=https://git.example/*", "--label", "revision", "--max-size", "1KiB", "--not-root"]
+    options += ["--max-age", "1h", "--immutable", "overwrite", "--platform", "linux/*", "--media-type", "a/*"]
+    options += ["--except-tag", "dev-*", "--tags", "v*", "--max-layers", "9", "--advice", "See the wiki.", "--warn"]
+    made = _json(run("rule", "add", "strict", "prod/**", *options, "--json"))
+    expected = {
+        "name": "strict",
+        "repository": "prod/**",
+        "tags": "v*",
+        "except_tags": ["dev-*"],
+        "mode": "warn",
+        "labels": {"source": "https://git.example/*", "revision": "*"},
+        "max_size_bytes": 1024,
+        "max_layers": 9,
+        "media_types": ["a/*"],
+        "platforms": ["linux/*"],
+        "not_root": True,
+        "max_age_seconds": 3600,
+        "immutable": ["overwrite"],
+        "advice": "See the wiki.",
+    }
+    assert made == expected
+    changed = _json(run("rule", "set", "strict", "--enforce", "--without", "max_age_seconds", "--json"))
+    assert changed == {**expected, "mode": "enforce", "max_age_seconds": None}
+    assert _json(run("rule", "show", "strict", "--json")) == changed
+    assert run("rule", "list").stdout.splitlines()[1].split()[:2] == ["strict", "prod/**"]
+    assert "exists already" in run("rule", "add", "strict", "**", "--not-root").stderr
+    assert run("rule", "rm", "strict").exit_code == 0
+    assert "There are no rules." in run("rule", "list").stderr
+
+
+def test_wrong_input_of_a_rule_is_reported(run: Run) -> None:
+    """The fault and its option are named, and nothing is made."""
+    assert "has no condition" in run("rule", "add", "r", "prod/**").stderr
+    assert "repository: expected" in run("rule", "add", "r", "Prod", "--not-root").stderr
+    assert "--max-size" in run("rule", "add", "r", "prod/**", "--max-size", "big").stderr
+    assert "nothing to change" in run("rule", "set", "r").stderr
+    assert "is no condition" in run("rule", "set", "r", "--without", "user").stderr
+    assert "there is no rule r" in run("rule", "set", "r", "--enforce").stderr
+    assert _json(run("rule", "list", "--json")) == []

@@ -1,0 +1,256 @@
+"""Rules of images in the running product: each refuses one image and takes another, at the PUT of a tagged manifest."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import require_program
+from tests.support.copied import Copies
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server
+from tests.support.servers import docker_registry, running
+
+SOURCE = "org.opencontainers.image.source"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+GIT = {SOURCE: "https://git.example/team/app"}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
+    """Start one proxy for all rules, in front of two registries; each test has a repository of its own."""
+    root = tmp_path_factory.mktemp("rules")
+    require_program("docker-registry")
+    with ExitStack() as stack:
+        registries = [stack.enter_context(running(docker_registry(root / name))) for name in ("first", "second")]
+        proxy = proxy_server(root / "proxy", registries, copies=copies)
+        stack.enter_context(running(proxy))
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def ann(proxy: Proxy) -> User:
+    """A user who may do everything below t/."""
+    return proxy.add_user("ann", pull_push_delete=["t/**"])
+
+
+def make_rule(proxy: Proxy, repository: str, **fields: Any) -> None:
+    """Make a rule for one repository, under the name of its last component."""
+    with proxy.admin() as admin:
+        name = repository.rpartition("/")[2]
+        admin.put(f"/rules/{name}", json={"repository": repository, **fields}).raise_for_status()
+
+
+def image(**fields: Any) -> Image:
+    """Return an image of one layer whose configuration has these fields."""
+    plain = make_image(b"layer")
+    manifest = json.loads(plain.manifest)
+    config = json.loads(plain.blobs[manifest["config"]["digest"]])
+    body = json.dumps({**config, **fields}).encode()
+    manifest["config"] |= {"digest": digest_of(body), "size": len(body)}
+    blobs = {digest: blob for digest, blob in plain.blobs.items() if blob == b"layer"}
+    return Image(json.dumps(manifest).encode(), {**blobs, digest_of(body): body})
+
+
+def labelled(**labels: str) -> Image:
+    """Return an image with these labels."""
+    return image(config={"Labels": labels})
+
+
+def annotated(base: Image, annotations: dict[str, str]) -> Image:
+    """Return an image whose manifest has annotations."""
+    return replace(base, manifest=json.dumps({**json.loads(base.manifest), "annotations": annotations}).encode())
+
+
+def index_of(*images: Image, attested: Image | None = None) -> Image:
+    """Return an index of images, and of an attestation."""
+    children = [{"mediaType": OCI_MANIFEST, "digest": one.digest, "size": len(one.manifest)} for one in images]
+    if attested is not None:
+        note = {"vnd.docker.reference.type": "attestation-manifest"}
+        child = {"mediaType": OCI_MANIFEST, "digest": attested.digest, "size": len(attested.manifest)}
+        children.append({**child, "annotations": note})
+    return Image(json.dumps({"schemaVersion": 2, "manifests": children}).encode(), {}, OCI_INDEX)
+
+
+def put(user: User, repository: str, tag: str, pushed: Image) -> httpx.Response:
+    """Push the blobs of an image, which no rule refuses, and return the answer to its manifest."""
+    for blob in pushed.blobs.values():
+        assert user.push_blob(repository, blob).status_code == 201
+    return user.push_manifest(repository, tag, pushed)
+
+
+def check_refused(answer: httpx.Response, condition: str) -> dict[str, Any]:
+    """Fail unless an answer is the refusal of a rule by this condition alone; return its error."""
+    assert answer.status_code == 403, answer.text
+    (error,) = answer.json()["errors"]
+    assert error["code"] == "DENIED"
+    assert f", {condition}: " in error["message"]
+    assert [each["condition"] for each in error["detail"]["violations"]] == [condition]
+    found: dict[str, Any] = error
+    return found
+
+
+CASES: list[tuple[str, dict[str, Any], Image, Image]] = [
+    ("labels", {"labels": {SOURCE: "https://git.example/*"}}, labelled(a="b"), labelled(**GIT)),
+    ("max_size_bytes", {"max_size_bytes": 5000}, make_image(b"x" * 5000), make_image(b"x")),
+    ("max_layers", {"max_layers": 1}, make_image(b"1", b"2"), make_image(b"1")),
+    (
+        "media_types",
+        {"media_types": ["application/vnd.oci.image.*"]},
+        Image(
+            make_image(b"1").manifest.replace(b"application/vnd.oci.image.layer.v1.tar", b"application/x-chart"),
+            make_image(b"1").blobs,
+        ),
+        make_image(b"1"),
+    ),
+    ("platforms", {"platforms": ["linux/*"]}, image(os="windows"), image(os="linux")),
+    ("not_root", {"not_root": True}, image(config={"User": "0:0"}), image(config={"User": "app"})),
+    (
+        "max_age_seconds",
+        {"max_age_seconds": 86_400},
+        image(created="2001-01-01T00:00:00Z"),
+        image(created="2999-01-01T00:00:00.123456789Z"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("condition", "fields", "bad", "good"), CASES, ids=[case[0] for case in CASES])
+def test_a_rule_refuses_one_image_and_takes_another(
+    proxy: Proxy, ann: User, condition: str, fields: dict[str, Any], bad: Image, good: Image
+) -> None:
+    """The bad image is 403 at its manifest with a tag, and nothing is tagged; by digest it is no business of a rule."""
+    repository = f"t/{condition}".replace("_", "-")
+    make_rule(proxy, repository, **fields, advice="See the wiki.", except_tags=["dev-*"])
+    error = check_refused(put(ann, repository, "v1", bad), condition)
+    assert error["message"].endswith("See the wiki.")
+    assert ann.head(repository, "manifests/v1").status_code == 404
+    assert ann.push_manifest(repository, bad.digest, bad).status_code == 201
+    assert ann.push_manifest(repository, "dev-1", bad).status_code == 201
+    check_refused(ann.push_manifest(repository, "v1", bad), condition)
+    assert put(ann, repository, "v1", good).status_code == 201
+
+
+def test_an_index_is_judged_by_its_images(proxy: Proxy, ann: User) -> None:
+    """One bad image refuses an index, one that is absent as well; attestations are left out, unless they are images."""
+    repository = "t/index"
+    make_rule(proxy, repository, labels={SOURCE: "*"})
+    good, bad = labelled(**GIT), labelled(a="b")
+    attestation = Image(
+        bad.manifest.replace(b"application/vnd.oci.image.layer.v1.tar", b"application/vnd.in-toto+json"), bad.blobs
+    )
+    for one in (good, bad, attestation):
+        assert put(ann, repository, one.digest, one).status_code == 201
+    check_refused(put(ann, repository, "v1", index_of(good, bad)), "labels")
+    check_refused(put(ann, repository, "v1", index_of(good, attested=bad)), "labels")
+    assert put(ann, repository, "v1", index_of(good, attested=attestation)).status_code == 201
+    bare = annotated(index_of(bad), GIT)
+    assert put(ann, repository, "v2", bare).status_code == 201
+    answer = put(ann, repository, "v3", index_of(good, labelled(absent="x")))
+    check_refused(answer, "readable")
+
+
+def test_a_large_configuration_is_refused(proxy: Proxy, ann: User) -> None:
+    """A configuration of more than 1 MiB is not read, and its image not taken."""
+    make_rule(proxy, "t/large", not_root=True)
+    check_refused(put(ann, "t/large", "v1", image(config={"User": "app", "Env": ["x" * 2**20]})), "readable")
+
+
+def test_a_configuration_of_another_repository_is_not_shown(proxy: Proxy, ann: User) -> None:
+    """To name the digest of a foreign configuration shows nothing of its content."""
+    make_rule(proxy, "t/foreign", labels={"secret": "expected"})
+    hidden = labelled(secret="of another repository")
+    eve = proxy.add_user("eve", pull_push=["t/foreign"])
+    ann.push("t/hidden", "v1", hidden)
+    assert eve.push_blob("t/foreign", b"layer").status_code == 201
+    answer = eve.push_manifest("t/foreign", "v1", hidden)
+    assert answer.status_code == 400, answer.text
+    assert "of another repository" not in answer.text
+
+
+def test_a_warning_lets_through(proxy: Proxy, ann: User) -> None:
+    """A rule that warns takes the image, and says so in a header, the log, the metric and the audit log."""
+    make_rule(proxy, "t/warned", mode="warn", labels={SOURCE: '*"*'}, immutable=["overwrite"])
+    before = proxy.metric("registry_proxy_rule_violations_total", condition="labels", mode="warn")
+    answer = put(ann, "t/warned", "v1", labelled(a="b"))
+    assert answer.status_code == 201
+    assert answer.headers["Warning"].startswith('299 - "rule warned, labels: ')
+    assert proxy.metric("registry_proxy_rule_violations_total", condition="labels", mode="warn") == before + 1
+    assert "let through t/warned:v1 by user:ann: rule warned, labels" in proxy.log_text()
+    moved = put(ann, "t/warned", "v1", annotated(labelled(a="b"), {SOURCE: 'a"b'}))
+    assert (moved.status_code, "immutable" in moved.headers["Warning"]) == (201, True)
+    with proxy.admin() as admin:
+        found = admin.get("/audit", params={"repository": "t/warned", "action": "push", "last": "10"}).json()["items"]
+    assert [len(each["detail"].get("warnings", [])) for each in found if each.get("tag") == "v1"] == [1, 1]
+
+
+def test_a_refusal_is_audited_and_counted(proxy: Proxy, ann: User) -> None:
+    """The audit log has the refusal with the rule."""
+    make_rule(proxy, "t/audited", max_layers=1)
+    check_refused(put(ann, "t/audited", "v1", make_image(b"1", b"2")), "max_layers")
+    assert proxy.metric("registry_proxy_rule_violations_total", condition="max_layers", mode="enforce") >= 1
+    with proxy.admin() as admin:
+        found = admin.get("/audit", params={"repository": "t/audited", "outcome": "denied"}).json()["items"]
+    assert [each["rule"].partition(":")[0] for each in found] == ["rule audited, max_layers"]
+
+
+def test_immutable_tags_stay(proxy: Proxy, ann: User) -> None:
+    """The same digest is 201 again, another one 403; a deletion is apart, and so are excepted tags."""
+    make_rule(proxy, "t/fixed", immutable=["overwrite"], except_tags=["latest"])
+    first, second = make_image(b"1"), make_image(b"2")
+    for tag in ("v1", "latest"):
+        assert put(ann, "t/fixed", tag, first).status_code == 201
+        assert put(ann, "t/fixed", tag, first).status_code == 201
+    check_refused(put(ann, "t/fixed", "v1", second), "immutable")
+    assert put(ann, "t/fixed", "latest", second).status_code == 201
+    assert ann.pull("t/fixed", "v1").digest == first.digest
+    with ann.client("t/fixed", "delete") as client:
+        assert client.delete("/manifests/v1").status_code == 202
+    assert put(ann, "t/fixed", "v1", second).status_code == 201
+
+
+def test_tags_that_are_never_deleted(proxy: Proxy, ann: User) -> None:
+    """Neither the tag nor its manifest can be deleted; the tag can be moved, and other tags go."""
+    make_rule(proxy, "t/kept", tags="v*", immutable=["delete"])
+    first, second = make_image(b"1"), make_image(b"2")
+    ann.push("t/kept", "v1", first)
+    ann.push("t/kept", "other", second)
+    with ann.client("t/kept", "delete") as client:
+        check_refused(client.delete("/manifests/v1"), "immutable")
+        check_refused(client.delete(f"/manifests/{first.digest}"), "immutable")
+        assert client.delete("/manifests/other").status_code == 202
+        assert put(ann, "t/kept", "v1", second).status_code == 201
+        assert client.delete(f"/manifests/{first.digest}").status_code == 202
+
+
+def test_a_rollback_respects_immutable_tags(proxy: Proxy, ann: User) -> None:
+    """A rollback of an immutable tag is refused; the other conditions are not judged again."""
+    first, second = labelled(a="1"), labelled(a="2")
+    for one in (first, second):
+        ann.push("t/back", "v1", one)
+    make_rule(proxy, "t/back", labels={SOURCE: "*"})
+    with proxy.admin() as admin:
+        asked = {"repository": "t/back", "tag": "v1"}
+        assert admin.post("/tags/rollback", json=asked).status_code == 200
+        make_rule(proxy, "t/back", immutable=["overwrite"])
+        refused = admin.post("/tags/rollback", json={**asked, "digest": second.digest})
+        assert (refused.status_code, "rule back, immutable" in refused.json()["detail"]) == (403, True)
+
+
+def test_explain_names_the_rules(proxy: Proxy, ann: User) -> None:
+    """A question about a push lists the rules for its tag, one about a deletion those that forbid it."""
+    make_rule(proxy, "t/explained", tags="v*", immutable=["overwrite"], not_root=True)
+
+    def rules(action: str, tag: str) -> list[Any]:
+        arguments = ("explain", "user:ann", f"t/explained:{tag}", action, "--json")
+        found: list[Any] = json.loads(proxy.command(*arguments).stdout)["rules"]
+        return found
+
+    expected = {"name": "explained", "mode": "enforce", "conditions": ["not_root", "immutable"]}
+    assert rules("push", "v1") == [expected]
+    assert rules("push", "other") == rules("delete", "v1") == rules("pull", "v1") == []
+    make_rule(proxy, "t/explained", immutable=["delete"])
+    assert [each["name"] for each in rules("delete", "v1")] == ["explained"]
+    assert rules("create", "v1") == []
