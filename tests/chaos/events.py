@@ -122,7 +122,10 @@ def _was(moves: Sequence[tuple[float, str]], digest: str, began: float, ended: f
 
 def _first(arrivals: Iterable[Arrival]) -> list[Arrival]:
     """Return each event once, at its first arrival."""
-    return list({one.id: one for one in reversed(list(arrivals))}.values())[::-1]
+    first: dict[str, Arrival] = {}
+    for one in arrivals:
+        first.setdefault(one.id, one)
+    return list(first.values())
 
 
 def _age(one: Arrival, emptied: Sequence[Emptied]) -> int:
