@@ -5,7 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from registry_proxy.events.delivery import Lane
-from registry_proxy.ports.metrics import DeadLetters, DeliveryAttempt, Observer, OldestDelivery, QueuedDeliveries
+from registry_proxy.ports.metrics import (
+    DeadLetters,
+    DeliveryAttempt,
+    DisabledSubscriptions,
+    Observer,
+    OldestDelivery,
+    QueuedDeliveries,
+)
 from registry_proxy.ports.store import Store, StoreChanges, Table
 
 _REPORT_SECONDS = 5.0
@@ -74,6 +81,10 @@ class Backlog:
         else:
             self._oldest[lane] = queued_at
 
+    def note_disabled(self, subscription_count: int) -> None:
+        """Report how many subscriptions the service itself has disabled."""
+        self._observer.observe(DisabledSubscriptions(subscription_count))
+
     def forget(self, subscription: str) -> None:
         """Forget a subscription that is gone."""
         del self._queued[subscription]
@@ -96,5 +107,5 @@ class Backlog:
         self._queued.clear()
         self._oldest.clear()
         self._dead_version, self._reported_at = -1, 0.0
-        for event in (QueuedDeliveries(0), OldestDelivery(0.0), DeadLetters(0)):
+        for event in (QueuedDeliveries(0), OldestDelivery(0.0), DeadLetters(0), DisabledSubscriptions(0)):
             self._observer.observe(event)

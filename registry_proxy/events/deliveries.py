@@ -149,7 +149,9 @@ class Deliveries:
 
     async def _look_at_all(self, agenda: Agenda) -> None:
         """Have every lane served that has a delivery; remove what is on record of subscriptions that are gone."""
-        known = {subscription.name for subscription in await self._subscriptions.current()}
+        current = await self._subscriptions.current()
+        known = {subscription.name for subscription in current}
+        self._backlog.note_disabled(sum(bool(each.disabled_reason) and not each.enabled for each in current))
         for count, text in enumerate(await self._store.heads(Table.DELIVERIES), 1):
             if count % _LANES_IN_A_STEP == 0:
                 await asyncio.sleep(0)

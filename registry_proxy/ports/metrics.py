@@ -253,6 +253,12 @@ class DeadLetters(NamedTuple):
     delivery_count: int
 
 
+class DisabledSubscriptions(NamedTuple):
+    """So many subscriptions were disabled by the service, because their receivers want no events."""
+
+    subscription_count: int
+
+
 class DeliveryAttempt(NamedTuple):
     """Attempts to deliver an event ended. ``failed`` is repeated; ``dropped`` was never queued for want of room."""
 
@@ -300,6 +306,7 @@ MetricEvent = (
     | QueuedDeliveries
     | OldestDelivery
     | DeadLetters
+    | DisabledSubscriptions
     | DeliveryAttempt
     | RuleViolation
 )

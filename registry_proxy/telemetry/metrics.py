@@ -197,6 +197,9 @@ _SERIES: Mapping[type[MetricEvent], tuple[_Series, ...]] = {
         _gauge("events_oldest_age_seconds", "Age of the oldest delivery that waits for its receiver.", "age_seconds"),
     ),
     events.DeadLetters: (_gauge("events_dead", "Deliveries of events that were given up.", "delivery_count"),),
+    events.DisabledSubscriptions: (
+        _gauge("subscriptions_disabled", "Subscriptions that receivers have ended by 410.", "subscription_count"),
+    ),
     events.RuleViolation: (_counter("rule_violations", "Violated conditions of rules of images."),),
     events.DeliveryAttempt: (_counter("event_deliveries", "Attempts to deliver events.", "event_count"),),
 }

@@ -11,7 +11,14 @@ from registry_proxy.events.deliveries import Deliveries, DeliveryLimits
 from registry_proxy.events.delivery import Delivery, Lane
 from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
-from registry_proxy.ports.metrics import DeadLetters, DeliveryAttempt, MetricEvent, OldestDelivery, QueuedDeliveries
+from registry_proxy.ports.metrics import (
+    DeadLetters,
+    DeliveryAttempt,
+    DisabledSubscriptions,
+    MetricEvent,
+    OldestDelivery,
+    QueuedDeliveries,
+)
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.tasks import running
 from tests.events.support import Bench, ScriptedSender, pushed
@@ -120,7 +127,12 @@ async def test_the_gauges_are_0_where_another_process_delivers(bench: Bench) -> 
     await bench.put(pushed(1))
     async with delivering(bench, ScriptedSender(lambda *_: FAILED)):
         await until(lambda: gauge(bench, QueuedDeliveries) == 1)
-    assert [gauge(bench, each) for each in (QueuedDeliveries, OldestDelivery, DeadLetters)] == [0, 0.0, 0]
+    assert [gauge(bench, each) for each in (QueuedDeliveries, OldestDelivery, DeadLetters, DisabledSubscriptions)] == [
+        0,
+        0.0,
+        0,
+        0,
+    ]
 
 
 async def test_a_disabled_subscription_has_no_age(bench: Bench) -> None:

@@ -12,6 +12,7 @@ from registry_proxy.events.deliveries import Deliveries, DeliveryLimits
 from registry_proxy.events.delivery import Delivery
 from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription, subscription_of
+from registry_proxy.ports.metrics import DisabledSubscriptions
 from registry_proxy.ports.store import Change, Record, Table
 from registry_proxy.tasks import end, running, spawn
 from tests.events.support import Bench, ScriptedSender, pushed
@@ -133,6 +134,9 @@ async def test_410_disables_the_subscription(bench: Bench) -> None:
         subscription = await become(read, lambda found: not found.enabled)
         await bench.put(pushed(3))
         await become(lambda: bench.store.list(Table.OUTBOX), lambda found: not found)
+        await until(lambda: bench.observer.last(DisabledSubscriptions) == 1)
+        await bench.subscribe(url=subscription.url, enabled=False)  # by an administrator
+        await until(lambda: bench.observer.last(DisabledSubscriptions) == 0)
     assert "410" in subscription.disabled_reason
     assert sender.ids() == ["event-1"]
     assert len(await bench.queued()) == 2
