@@ -204,7 +204,7 @@ def _public_app(
         observer=observer,
         tag_rules=configured.tag_rules(settings),
         # With SQLite there is one node, whose workers share what they know of tags.
-        records=RecordedTags(node.records.tag, node.repair.tags.find, is_shared=settings.sqlite_path is None),
+        records=RecordedTags(node.records.tag, node.repair.tags.find, writes.seen, is_shared=not settings.sqlite_path),
     )
     referrers = Referrers(pull=pull, tags=writes.fallback_tags)
     push = Push(

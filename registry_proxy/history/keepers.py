@@ -30,7 +30,7 @@ from registry_proxy.ports.journal import IntentKind
 from registry_proxy.ports.names import RoutedRepository, parse_routed
 from registry_proxy.ports.store import Record, Store, StoreChanges, Table, read_since
 from registry_proxy.protocol.descriptor import Manifest
-from registry_proxy.protocol.errors import RegistryError
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import (
     KEEPER_PREFIX,
     RESERVED_TAG_PREFIX,
@@ -133,8 +133,7 @@ class Keepers:
         for (routed, kind, name), attempts in list(self._waiting.items()):
             try:
                 if kind is IntentKind.TAG:
-                    moves = await self._record.moves(routed, Tag(name))
-                    for digest in self._limits.wanted(moves, self._clock())[:1]:
+                    for digest in await self._without_keeper(routed, Tag(name)):
                         await self._keep(routed, digest)
                 else:
                     await self._keep_referrer(routed, parse_digest(name))
@@ -144,6 +143,13 @@ class Keepers:
                     continue
                 _log.warning("%s of %s is not kept yet: %s", name, routed, error)
             del self._waiting[routed, kind, name]
+
+    async def _without_keeper(self, routed: RoutedRepository, tag: Tag) -> Sequence[Digest]:
+        """Return the wanted states of a tag that have no keeper: it may have moved several times lately."""
+        wanted = self._limits.wanted(await self._record.moves(routed, tag), self._clock())
+        keys = [(Table.TAGS, f"{routed}|{keeper_tag(each)}") for each in wanted]
+        records = await self._tools.store.get_all(keys) if keys else []
+        return [digest for digest, record in zip(wanted, records, strict=True) if record is None]
 
     async def _keep_referrer(self, routed: RoutedRepository, digest: Digest) -> None:
         """Keep a manifest that was written, where it refers to one that is kept."""
@@ -162,7 +168,11 @@ class Keepers:
         for each, manifest in manifests.items():
             tag = keeper_tag(each)
             if await self._record.current(routed, tag) != each:
-                await self._tools.writer.write(routed, tag, manifest, links_of(manifest), may_move_tags=True)
+                try:
+                    await self._tools.writer.write(routed, tag, manifest, links_of(manifest), may_move_tags=True)
+                except RegistryError as error:
+                    if error.code is not ErrorCode.MANIFEST_UNKNOWN:  # it was deleted, or pushed past us
+                        raise
         return manifests.keys()
 
     async def _collect(self, routed: RoutedRepository, digest: Digest) -> Mapping[Digest, Manifest]:

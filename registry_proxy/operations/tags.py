@@ -52,12 +52,14 @@ class RecordedTags:
     Args:
         read: reads the record of a tag.
         find: asks every replica for one.
+        see: takes note of what a replica newly said that a tag is, without waiting; None for nothing.
         is_shared: other nodes write records, too, so that each read of a tag has to ask whether one did.
     """
 
     read: ReadTagRecord
     find: FindTag
-    is_shared: bool
+    see: Callable[[RoutedRepository, Tag, Digest], None] | None = None
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +174,19 @@ class TagResolver:
             if self.holdings.remember_tag(routed, tag, descriptor, recorded=recorded, unless_changed_from=version):
                 if self.holdings.moment(routed) != asked_at:  # it may be deleted meanwhile: true only until then
                     self.holdings.forget_tag(routed, tag)
+                self._see(routed, tag, before, descriptor.digest)
                 return ResolvedTag(descriptor, was_asked=True)
             # A push through us came between: it is right, this answer may be of before it.
             now = self.holdings.find_tag(routed, tag)
             if now is not None:
                 return ResolvedTag(now.descriptor, was_asked=True)
         raise UpstreamUnavailableError(f"{routed}:{tag} is moved faster than it can be read")
+
+    def _see(self, routed: RoutedRepository, tag: Tag, before: CachedTag | None, digest: Digest) -> None:
+        """Have a digest that the tag did not have before compared with its history."""
+        is_new = before is None or before.digest != digest
+        if is_new and self.records is not None and self.records.see is not None:
+            self.records.see(routed, tag, digest)
 
     def _is_recorded(self, routed: RoutedRepository) -> bool:
         return self.records is not None and self.rules[routed.upstream].is_recorded

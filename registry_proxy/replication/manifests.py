@@ -18,7 +18,7 @@ from registry_proxy.ports.replicas import ReplicaClient, ReplicaSet, StorageKind
 from registry_proxy.ports.store import Change, Store, Table
 from registry_proxy.protocol.descriptor import Descriptor, Manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag
+from registry_proxy.protocol.reference import KEEPER_PREFIX, RESERVED_TAG_PREFIX, Digest, Tag
 from registry_proxy.replication.fanout import Outcome, fan_out, lanes_of, require_quorum
 from registry_proxy.replication.journal import Journal, OpenWrite
 from registry_proxy.replication.moves import unnumbered
@@ -133,6 +133,8 @@ class ManifestReplication:
             RegistryError: what the replicas answered; UNAVAILABLE; ``refuse_move`` where the tag is another digest.
         """
         replica_set = self.replica_sets[routed.upstream]
+        if tag is not None and tag.startswith(KEEPER_PREFIX):
+            await self._check_recorded(routed, manifest.descriptor.digest)
         if tag is not None and refuse_move is not None:
             await self._check_new(replica_set, routed, tag, manifest.descriptor.digest, refuse_move)
         write = await self._begin(replica_set, routed, tag, manifest.descriptor, cause)
@@ -197,6 +199,11 @@ class ManifestReplication:
             size_bytes=descriptor.size_bytes,
             detail={"reason": cause.reason} if cause.reason else {},
         )
+
+    async def _check_recorded(self, routed: RoutedRepository, digest: Digest) -> None:
+        """Refuse to keep a manifest that was deleted: under its lease, so that no keeper brings it back."""
+        if await self.store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
+            raise RegistryError(ErrorCode.MANIFEST_UNKNOWN, "only manifests on record are kept", detail=str(digest))
 
     async def _check_new(
         self, replica_set: ReplicaSet, routed: RoutedRepository, tag: Tag, digest: Digest, refusal: RegistryError

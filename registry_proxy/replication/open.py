@@ -24,6 +24,7 @@ from registry_proxy.replication.deletions import DeletionReplication, DeletionsE
 from registry_proxy.replication.journal import Journal
 from registry_proxy.replication.manifests import ManifestReplication, count_recorded_tags, recorded_repositories
 from registry_proxy.replication.pushed import PushedBlobs
+from registry_proxy.replication.seen import SeenMoves
 from registry_proxy.replication.sessions import SignedSessions
 from registry_proxy.replication.tag_records import read_record
 from registry_proxy.replication.uploads import UploadReplication
@@ -110,6 +111,7 @@ class Writes:
     def __init__(self, tools: ReplicaTools) -> None:
         records, replica_sets, cache = tools.records, tools.replica_sets, tools.cache
         store, journal = records.store, records.journal
+        self.seen = SeenMoves(store, replica_sets)
         self.sessions = SignedSessions(store, records.changes.losses)
         self.uploads = UploadReplication(replica_sets=replica_sets, journal=journal, cache=cache, pins=tools.pins)
         manifests = ManifestReplication(

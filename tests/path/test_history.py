@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartProxy
-from tests.support.product import OCI_MANIFEST, Proxy, User, digest_of, make_image
+from tests.support.product import OCI_MANIFEST, Proxy, User, digest_of, make_image, push_directly
 from tests.support.servers import Server, wait_until
 
 REPOSITORY = "team/app"
@@ -107,6 +107,25 @@ def test_the_command_shows_and_compares(proxy: Proxy) -> None:
     assert [each["field"].split()[0] for each in differences] == ["label", "layer", "layer"]
     refused = proxy.command("tag", "diff", f"{REPOSITORY}:none")
     assert (refused.exit_code, "nothing else before" in refused.stderr) == (1, True)
+
+
+def test_a_push_past_us_is_entered_when_it_is_seen(registries: list[Server], start_proxy: StartProxy) -> None:
+    """The next pull enters what the registries have, once, and a later push follows on it."""
+    proxy = start_proxy(registries, {"upstreams": {"main": {"tag_ttl": "0s", "pushed_past_us": True}}})
+    ann = proxy.add_user("ann", pull_push=["team/**"])
+    first, second, third = (make_image(each) for each in (b"one", b"two", b"three"))
+    ann.push(REPOSITORY, "v1", first)
+    for registry in registries:
+        push_directly(registry, REPOSITORY, "v1", second)
+    for _ in range(3):
+        assert ann.get(REPOSITORY, "manifests/v1").content == second.manifest
+    wait_until(lambda: len(moves(proxy, "v1")) > 1, "it is entered")
+    ann.push(REPOSITORY, "v1", third)
+    assert [(move["kind"], move["digest"], move["previous"]) for move in moves(proxy, "v1")] == [
+        ("push", third.digest, second.digest),
+        ("seen", second.digest, first.digest),
+        ("push", first.digest, None),
+    ]
 
 
 def roll_back(proxy: Proxy, tag: str = "v1", verb: str = "rollback", **fields: object) -> httpx.Response:

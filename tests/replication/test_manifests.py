@@ -1,6 +1,7 @@
 """Manifests and tags at several replicas: intents, healing, writes taken back and writes completed."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from registry_proxy.ports.names import ContentKind
 from registry_proxy.ports.store import Table
 from registry_proxy.protocol.descriptor import BLOB_MEDIA_TYPE, DOCKER_SCHEMA1_SIGNED, OCI_MANIFEST, Descriptor
 from registry_proxy.protocol.errors import ErrorCode
-from registry_proxy.protocol.reference import Tag, digest_of
+from registry_proxy.protocol.reference import Tag, digest_of, keeper_tag
 from tests.support.fakes.images import Parts, image, index
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench
 from tests.support.refusal import refused
@@ -377,3 +378,14 @@ async def test_a_manifest_that_a_replica_misses_is_kept(setting: Bench) -> None:
         setting.a.blobs[REPOSITORY, digest_of(blob)] = blob
     error = await refused(setting.under_test.put("other", other.manifest, other.media_type))
     assert error.status == 503
+
+
+async def test_a_keeper_brings_no_deleted_manifest_back(setting: Bench) -> None:
+    """Under the lease of the digest it is looked whether the manifest is on record still."""
+    app = await push(setting, image(b"layer"))
+    keep = partial(setting.under_test.put, keeper_tag(app.digest), app.manifest, app.media_type)
+    await keep()
+    await setting.under_test.manage.delete_manifest(ROUTED, app.digest)
+    assert (await refused(keep())).code is ErrorCode.MANIFEST_UNKNOWN
+    assert setting.a.tags == setting.b.tags == {}
+    assert setting.a.manifests == setting.b.manifests == {}
