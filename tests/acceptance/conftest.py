@@ -12,6 +12,7 @@ import pytest
 from tests.acceptance.clients import Client
 from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
+from tests.clients.conftest import docker_socket as docker_socket  # noqa: PLC0414 - the fixture, for these tests too
 from tests.support.copied import Copies
 from tests.support.product import Image, Proxy, make_image, notice_down, proxy_server, random_bytes, tar_of
 from tests.support.servers import docker_registry, running, terminated, wait_until

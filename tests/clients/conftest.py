@@ -24,9 +24,9 @@ class Docker:
     home: Path
 
     def run(
-        self, *arguments: str, stdin: bytes | None = None, check: bool = True
+        self, *arguments: str, stdin: bytes | None = None, check: bool = True, seconds: float = 90
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a docker command; with ``check`` a failure raises with the output."""
+        """Run a docker command; with ``check`` a failure raises with the output. ``seconds`` limit it."""
         command = ["docker", "-H", f"unix://{self.socket}", "--config", str(self.home), *arguments]
         environment = {**os.environ, "DOCKER_BUILDKIT": "0"}
         done = subprocess.run(
@@ -35,7 +35,7 @@ class Docker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
-            timeout=90,
+            timeout=seconds,
             check=False,
         )
         output = done.stdout.decode(errors="replace")
@@ -102,6 +102,8 @@ def docker_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 raise RuntimeError((root / "log").read_text()[-3000:])
             time.sleep(0.1)
         yield socket
+    for mount in root.glob("exec/netns/*"):  # of containers that share the network
+        subprocess.run(["umount", str(mount)], stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.fixture
