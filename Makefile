@@ -64,7 +64,7 @@ soak: ## the long sweeps: chaos, faults, fuzz
 .PHONY: acceptance
 acceptance: ## tests beside clients and registries of others: builds what is missing, names what cannot be had
 	@scripts/setup test
-	@scripts/install-packages strace systemd
+	@scripts/install-packages docker-compose strace systemd
 	@.venv/bin/python -m scripts.build
 	.venv/bin/python -m pytest -m acceptance tests/acceptance $(PYTEST_ARGS)
 
