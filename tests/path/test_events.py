@@ -193,6 +193,28 @@ def test_another_node_delivers_when_one_dies(
     assert [event["sequence"][-1] for event in receiver.events] == ["1", "2", "3"]
 
 
+@pytest.mark.soak
+def test_a_replica_that_is_away_is_reported_once(registries: list[Server], proxy: Proxy, receiver: Receiver) -> None:
+    """Down after some seconds, and repaired once it has the push that it missed; a start in between is no event."""
+    user = proxy.add_user("ann", pull_push=["team/**"])
+    subscribe(proxy, receiver.url, events=["replica_down", "replica_repaired"])
+    registries[1].stop()
+    wait_until(lambda: len(receiver.events) == 1, "it is reported as down", timeout_seconds=60)
+    user.push(REPOSITORY, "v1", make_image(b"one"))
+    proxy.kill_everything()
+    proxy.start()
+    registries[1].start()
+    wait_until(lambda: len(receiver.events) == 2, "it is reported as repaired", timeout_seconds=90)
+    down, repaired = receiver.events
+    assert [event["type"] for event in receiver.events] == [
+        "registry-proxy.replica_down",
+        "registry-proxy.replica_repaired",
+    ]
+    assert (down["data"]["upstream"], down["data"]["state"]) == ("main", "down")
+    assert (repaired["data"]["replica"], repaired["data"]["state"]) == (down["data"]["replica"], "up")
+    assert proxy.metric("registry_proxy_replica_pending") == 0
+
+
 def test_secrets_and_headers_are_never_shown(proxy: Proxy) -> None:
     """Neither the API nor the audit log repeats a secret or the value of a header."""
     subscribe(
