@@ -21,10 +21,13 @@ from registry_proxy.api.openapi import Endpoint
 from registry_proxy.api.problems import Fault, ProblemError, pointer_to
 from registry_proxy.api.requests import ASKED_FOR, read_query
 from registry_proxy.api.revisions import expected_revision
+from registry_proxy.api.rules import RuleBody, StatedRuleDocument
 from registry_proxy.directory.directory import Directory
-from registry_proxy.directory.policy import DocumentDifference
-from registry_proxy.directory.subscription_set import WantedSubscriptions, changed_fields
+from registry_proxy.directory.policy import DocumentDifference, WantedObjects
+from registry_proxy.directory.rule_set import changed_rule_fields
+from registry_proxy.directory.subscription_set import changed_fields
 from registry_proxy.events.subscription import Subscription
+from registry_proxy.rules.rule import Rule
 
 _BODY_MAX_BYTES = 8 * 1024 * 1024
 """Room for some 50,000 grants."""
@@ -36,7 +39,8 @@ _DOUBTS_MAX = 10
 class PolicyBody(Body):
     """A whole policy: the members of every group, and every grant. No default: an empty file must remove nothing.
 
-    Subscriptions stay as they are without ``subscriptions``; with it, those that it does not name are removed.
+    Subscriptions stay as they are without ``subscriptions``; with it, those that it does not name are removed. Rules of
+    images likewise.
     """
 
     max_bytes = _BODY_MAX_BYTES
@@ -44,6 +48,7 @@ class PolicyBody(Body):
     groups: Annotated[dict[str, Members], Field(max_length=10_000)]
     grants: Annotated[list[GrantBody], Field(max_length=100_000)]
     subscriptions: Annotated[dict[str, SubscriptionBody], Field(max_length=10_000)] | None = None
+    rules: Annotated[dict[str, RuleBody], Field(max_length=10_000)] | None = None
 
 
 class MembersDocument(Document):
@@ -70,33 +75,37 @@ def _stated(subscriptions: Sequence[Subscription]) -> dict[str, StatedSubscripti
     return {each.name: StatedSubscriptionDocument.of(each) for each in subscriptions}
 
 
+def _stated_rules(rules: Sequence[Rule]) -> dict[str, StatedRuleDocument]:
+    return {each.name: StatedRuleDocument.of(None, **each.stored()) for each in rules}
+
+
 _Groups = Annotated[dict[str, list[str]], BeforeValidator(_members)]
 _Subscriptions = Annotated[dict[str, StatedSubscriptionDocument], BeforeValidator(_stated)]
+_Rules = Annotated[dict[str, StatedRuleDocument], BeforeValidator(_stated_rules)]
 _ChangedGroups = Annotated[dict[str, MembersDocument], BeforeValidator(_changed_members)]
 
 
 class PolicyDocument(Document):
-    """A whole policy: the members of every group, every grant, and every subscription without its credentials.
+    """A whole policy: groups with their members, grants, rules of images, and subscriptions without credentials.
 
-    Without any subscription it does not name them: other policies leave those that there are alone.
+    Without any subscription or rule it does not name them: other policies leave those that there are alone.
     """
 
     version: Literal[1]
     groups: _Groups
     grants: list[StatedGrantDocument]
     subscriptions: _Subscriptions = {}
+    rules: _Rules = {}
 
     def as_json(self) -> dict[str, Any]:
         document = super().as_json()
-        if not self.subscriptions:
-            del document["subscriptions"]
-        return document
+        return {name: part for name, part in document.items() if part or name not in {"subscriptions", "rules"}}
 
 
 class PolicyDifferenceDocument(Document):
     """The changes that another policy makes; all are empty for the policy in force.
 
-    Of a changed subscription the names of the changed fields are shown.
+    Of a changed subscription or rule the names of the changed fields are shown.
     """
 
     groups_added: _Groups
@@ -107,6 +116,9 @@ class PolicyDifferenceDocument(Document):
     subscriptions_added: _Subscriptions
     subscriptions_removed: _Subscriptions
     subscriptions_changed: dict[str, list[str]]
+    rules_added: _Rules
+    rules_removed: _Rules
+    rules_changed: dict[str, list[str]]
 
 
 class PolicyResource:
@@ -118,11 +130,14 @@ class PolicyResource:
 
     @Endpoint("GET /policy", "Show the whole policy", is_revised=True)
     async def get_policy(self, request: web.Request) -> Answer[PolicyDocument]:
-        """Return all groups, grants and subscriptions in a stable order, for a file under version control."""
+        """Return all groups, grants, subscriptions and rules in a stable order, for a file under version control."""
         read_query(request)
         groups, grants, revision = await self._directory.policy.read()
         subscriptions = await self._directory.subscriptions.list()
-        document = PolicyDocument.of(None, version=1, groups=groups, grants=grants, subscriptions=subscriptions)
+        rules = await self._directory.rules.list()
+        document = PolicyDocument.of(
+            None, version=1, groups=groups, grants=grants, subscriptions=subscriptions, rules=rules
+        )
         return Answer(document, revision=revision)
 
     @Endpoint("PUT /policy", "Replace the policy in force", is_revised=True)
@@ -159,17 +174,23 @@ def _read(request: web.Request, body: PolicyBody) -> tuple[Mapping[str, Sequence
     return body.groups, [given.content() for given in body.grants]
 
 
-def _wanted(body: PolicyBody) -> WantedSubscriptions | None:
-    return None if body.subscriptions is None else {name: each.content for name, each in body.subscriptions.items()}
+def _wanted(body: PolicyBody) -> WantedObjects:
+    return WantedObjects(
+        None if body.subscriptions is None else {name: each.content for name, each in body.subscriptions.items()},
+        None if body.rules is None else {name: each.content() for name, each in body.rules.items()},
+    )
 
 
 def _document(difference: DocumentDifference) -> PolicyDifferenceDocument:
-    subscriptions = difference.subscriptions
+    subscriptions, rules = difference.subscriptions, difference.rules
     return PolicyDifferenceDocument.of(
         difference.rights,
         subscriptions_added=subscriptions.added,
         subscriptions_removed=subscriptions.removed,
         subscriptions_changed={after.name: changed_fields(before, after) for before, after in subscriptions.changed},
+        rules_added=rules.added,
+        rules_removed=rules.removed,
+        rules_changed={after.name: changed_rule_fields(before, after) for before, after in rules.changed},
     )
 
 

@@ -1,4 +1,4 @@
-"""`registry-proxy access`: the policy, all groups, grants and subscriptions, as a YAML file for version control."""
+"""`registry-proxy access`: the policy, all groups, grants, subscriptions and rules, as a file for version control."""
 
 import json
 import sys
@@ -12,6 +12,7 @@ import yaml
 
 from registry_proxy.cli.grants import grant_text
 from registry_proxy.cli.replay import print_replay
+from registry_proxy.cli.rules import conditions_of
 from registry_proxy.cli.subscriptions import read_headers
 from registry_proxy.config.source import Source, format_path, read_yaml
 from registry_proxy.terminal.client import AdminClient, admin_client, given
@@ -28,7 +29,7 @@ from registry_proxy.terminal.output import (
 )
 
 policy_app = typer.Typer(
-    help="The policy, all groups, grants and subscriptions, as a file for version control.", no_args_is_help=True
+    help="The policy, all groups, grants, subscriptions and rules, as a file for version control.", no_args_is_help=True
 )
 
 _POLICY_MAX_MIB = 8
@@ -37,9 +38,10 @@ _CREDENTIALS: Mapping[str, Callable[[Path], Any]] = {
     "headers": lambda path: read_headers(from_stdin=False, file=path),
 }
 _HEADER = """\
-# The policy of registry-proxy: every group with its members, every grant, and every subscription. Entries that are not
-# in here are removed by `registry-proxy access apply`; users, robots and all secrets are not touched by it.
-# Without the key `subscriptions` these stay as they are. `secrets_file` and `headers_file` give them new credentials.
+# The policy of registry-proxy: every group with its members, every grant, every subscription, and every rule of images.
+# Entries that are not in here are removed by `registry-proxy access apply`; it touches no users, robots and secrets.
+# Without the keys `subscriptions` and `rules` these stay as they are. A subscription gets new
+# credentials by `secrets_file` and `headers_file`.
 """
 _File = Annotated[
     Path, typer.Argument(metavar="FILE", help="The policy, as `access export` writes it; - for standard input.")
@@ -116,6 +118,12 @@ def _difference_lines(difference: Mapping[str, Any]) -> list[str]:
         ]
     changed = difference["subscriptions_changed"]
     lines += [f"~ subscription {each}: {', '.join(names)}" for each, names in changed.items()]
+    for sign, name in (("+", "rules_added"), ("-", "rules_removed")):
+        lines += [
+            f"{sign} rule {each}: {', '.join(conditions_of(of))} of {of['repository']}:{of['tags']}, {of['mode']}"
+            for each, of in difference[name].items()
+        ]
+    lines += [f"~ rule {each}: {', '.join(names)}" for each, names in difference["rules_changed"].items()]
     return lines
 
 
@@ -167,7 +175,7 @@ def diff_policy(
 
 def _confirm(difference: Mapping[str, Any], source: Source) -> None:
     """Ask before a policy is applied that removes more than it keeps: it may be the wrong file, or half of it."""
-    kinds = [kind for kind in ("groups", "grants", "subscriptions") if source.tree.get(kind) is not None]
+    kinds = [kind for kind in ("groups", "grants", "subscriptions", "rules") if source.tree.get(kind) is not None]
     removed = {kind: len(difference[f"{kind}_removed"]) for kind in kinds}
     kept = {kind: len(source.tree[kind]) - len(difference[f"{kind}_added"]) for kind in kinds}
     if sum(removed.values()) > sum(kept.values()):

@@ -1,6 +1,6 @@
 """`registry-proxy rule`: conditions for what tags may be."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -51,7 +51,7 @@ def list_rules(_json: JsonOption = False) -> None:
     """List all rules, each with the names of its conditions."""
     with admin_client() as admin:
         rules = admin.list_all("rules")
-        named = [{**rule, "conditions": [name for name in _CONDITIONS if rule[name]]} for rule in rules]
+        named = [{**rule, "conditions": conditions_of(rule)} for rule in rules]
         print_list(_COLUMNS, named, empty="There are no rules.")
 
 
@@ -132,6 +132,11 @@ def remove_rule(name: _Name) -> None:
     with admin_client() as admin:
         admin.call("DELETE", "rules", name)
         print_note(f"Rule {name} removed.")
+
+
+def conditions_of(rule: Mapping[str, Any]) -> list[str]:
+    """Return the names of the conditions of a rule."""
+    return [name for name in _CONDITIONS if rule[name]]
 
 
 def _fields(  # noqa: PLR0917 - the options of both commands, in their order

@@ -12,7 +12,7 @@ from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.patterns import repository_pattern_fault, tag_pattern_fault
 from registry_proxy.rules.rule import DELETE, OVERWRITE, Rule, RuleInput, rule_of
 
-_RULES_MAX = 200
+RULES_MAX = 200
 """Limit of rules: every push of a tag is compared with all of them."""
 
 _ENTRIES_MAX = 50
@@ -41,8 +41,8 @@ class Rules(Records[Rule]):
         rule = Rule(name=name, **asdict(given))
 
         async def make(current: Rule | None) -> Revised[bool]:
-            if current is None and await self._store.count(Table.RULES) >= _RULES_MAX:
-                raise InvalidError([("name", f"there are {_RULES_MAX} rules already: remove one")])
+            if current is None and await self._store.count(Table.RULES) >= RULES_MAX:
+                raise InvalidError([("name", f"there are {RULES_MAX} rules already: remove one")])
             return Revised(rule.stored(), current is None)
 
         is_new, revision = await self._revise(name, make, expect=expect)

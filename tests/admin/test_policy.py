@@ -31,6 +31,9 @@ NOTHING: dict[str, Any] = {
     "subscriptions_added": {},
     "subscriptions_removed": {},
     "subscriptions_changed": {},
+    "rules_added": {},
+    "rules_removed": {},
+    "rules_changed": {},
 }
 
 

@@ -243,3 +243,29 @@ def test_a_fault_of_a_subscription_is_named_with_its_line(run: Run, listener: tu
     assert wait(node, node.directory.subscriptions.list) == []
     file.write_text(POLICY + "subscriptions:\n  ci: {url: 'http://a/', secrets_file: absent}\n")
     assert "absent cannot be read" in run("access", "diff", str(file)).stderr
+
+
+def test_rules_go_round_by_the_file(run: Run, listener: tuple[str, Node], file: Path) -> None:
+    """Made, changed and removed by the file; a file without them leaves them alone; a fault has its line."""
+    node = listener[1]
+    file.write_text(POLICY + "rules:\n  small: {repository: prod/**, max_layers: 3, labels: {a: b}}\n")
+    assert "+ rule small: labels, max_layers of prod/**:*, enforce" in run("access", "apply", str(file)).stdout
+    again = file.with_name("again.yaml")
+    again.write_text(run("access", "export").stdout)
+    assert "No difference" in run("access", "diff", str(again)).stderr
+    again.write_text(
+        again.read_text().replace("not_root: false", "not_root: true").replace("max_layers: 3", "max_layers: 4")
+    )
+    assert "~ rule small: max_layers, not_root" in run("access", "apply", str(again)).stdout
+    file.write_text(POLICY)
+    assert "No difference" in run("access", "apply", str(file)).stderr
+    file.write_text(
+        POLICY + "rules:\n  small: {repository: prod/**, mode: audit, max_layers: 3}\n  a b: {repository: b}\n"
+    )
+    refused = run("access", "apply", str(file))
+    assert f"{file}:8: rules.small.mode: expected one of enforce, warn" in refused.stderr
+    assert "rules.a b: 'a b': " in refused.stderr
+    assert [rule.max_layers for rule in wait(node, node.directory.rules.list)] == [4]
+    file.write_text(POLICY + "rules: {}\n")
+    assert "- rule small: " in run("access", "apply", str(file)).stdout
+    assert wait(node, node.directory.rules.list) == []

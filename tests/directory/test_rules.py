@@ -68,7 +68,7 @@ async def test_a_rule_needs_a_condition(directory: Directory) -> None:
 
 async def test_rules_are_bounded(directory: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rule beyond the limit is refused; existing ones can be changed."""
-    monkeypatch.setattr(rules, "_RULES_MAX", 1)
+    monkeypatch.setattr(rules, "RULES_MAX", 1)
     await directory.rules.put("a", RuleInput(repository="**", max_layers=1))
     with pytest.raises(InvalidError, match="already"):
         await directory.rules.put("b", RuleInput(repository="**", max_layers=1))
