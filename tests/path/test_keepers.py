@@ -8,8 +8,9 @@ from functools import partial
 
 import httpx
 import pytest
+import yaml
 
-from tests.conftest import StartProxy
+from tests.conftest import StartProxy, StartRegistry
 from tests.path.test_collection import config_of
 from tests.path.test_referrers import attached_to
 from tests.support.product import OCI_MANIFEST, Image, User, make_image
@@ -99,15 +100,22 @@ def test_earlier_states_survive_a_collection(
     assert set(re.findall(r"sha256:[0-9a-f]{64}", compared)) == ({stray.digest} if options else set()), compared
 
 
-def test_only_the_newest_moves_are_kept(registries: list[Server], start_proxy: StartProxy) -> None:
-    """A state that is too old is let go at the next look at everything, and all are when nothing is kept any more."""
+def test_only_the_newest_moves_are_kept(
+    registries: list[Server], start_registry: StartRegistry, start_proxy: StartProxy
+) -> None:
+    """A state that is too old is let go at the next look at everything, and a registry that is added has the others."""
     proxy = start_proxy(registries, KEEPS)
     ann = proxy.add_user("ann", pull_push=["team/**"])
     images = [make_image(f"{number}".encode()) for number in range(5)]
     for number, image in enumerate(images):
         ann.push(REPOSITORY, "v1", image)
         wait_until(partial(has_keepers, registries[0], number + 1), "it is kept")
+    third = start_registry("third")
+    settings = yaml.safe_load(proxy.config.read_text())
+    settings["upstreams"]["main"]["replicas"].append({"url": third.url})
+    proxy.config.write_text(yaml.safe_dump(settings))
     proxy.stop()
     proxy.start()
-    wait_until(lambda: [len(keepers(each)) for each in registries] == [3, 3], "the oldest are let go")
+    servers = [*registries, third]
+    wait_until(lambda: [len(keepers(each)) for each in servers] == [3, 3, 3], "the oldest are let go", 60)
     assert whole(ann, images[2:]) == [200] * 9
