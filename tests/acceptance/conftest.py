@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from tests.support.copied import Copies
 from tests.support.product import Image, Proxy, make_image, notice_down, proxy_server, random_bytes, tar_of
 from tests.support.servers import docker_registry, running, terminated, wait_until
 
+_ROOT = Path(__file__).parent.parent.parent
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -108,6 +110,15 @@ address = "{root}/socket"
 platform = "linux/amd64"
 snapshotter = "native"
 """
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Download the locked dependencies, for installations without an index; return their directory."""
+    target = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
+    subprocess.run([*pip, "-r", str(_ROOT / "requirements.lock"), "-d", str(target)], check=True)
+    return target
 
 
 @pytest.fixture(scope="session")

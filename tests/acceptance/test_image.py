@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +34,7 @@ print(*(open(each).read().split(")")[1].split()[0] for each in glob.glob("/proc/
 
 
 @pytest.fixture(scope="module")
-def engine(docker_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Docker:
+def engine(docker_socket: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Docker:
     """Build the image without network, on a minimal Debian and on a root without a shell; return the engine."""
     root = tmp_path_factory.mktemp("image")
     docker = Docker(docker_socket, root / "home")
@@ -51,8 +49,7 @@ def engine(docker_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Doc
         shutil.copy(_ROOT / name, context)
     shutil.copytree(_ROOT / "registry_proxy", context / "registry_proxy", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(_ROOT / "packaging", context / "packaging")
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
-    subprocess.run([*pip, "-r", "requirements.lock", "-d", "wheels"], cwd=context, check=True)
+    shutil.copytree(wheels, context / "wheels")
     build = ["build", "--network", "none", "--build-arg", "BASE=debian:minimal", "--build-arg", "PIP_NO_INDEX=1"]
     docker.run(*build, "--build-arg", "VERSION=1.2.3", "-t", _IMAGE, str(context), seconds=_BUILD_SECONDS)
     small = ["--build-arg", "RUNTIME=debian:without-shell"]
