@@ -172,7 +172,9 @@ class TagResource:
         tag = _tag(query.get("tag", ""))
         policy = await self._check_pull(request, repository, tag)
         sees_all = policy.is_admin(request[CALLER].subject)
-        moves = {_id_of(move): move for move in await self._history.moves(self._routed(repository), tag)}
+        limit = None if page.after else page.limit + 1  # the first page is asked for most, and shows that there is more
+        found = await self._history.moves(self._routed(repository), tag, limit=limit)
+        moves = {_id_of(move): move for move in found}
         return page.answer(moves, lambda move: _move_document(move, sees_all=sees_all))
 
     @Endpoint("GET /tags/image", "Show an image", query=_IMAGE, audience=Audience.USERS)

@@ -43,13 +43,13 @@ class TagHistory:
         records = await self._store.get_all([(Table.MOVES, key) for key in keys.values()]) if keys else []
         return {tag: Move.of(record) for tag, record in zip(keys, records, strict=True) if record is not None}
 
-    async def moves(self, routed: RoutedRepository, tag: Tag) -> Sequence[Move]:
-        """Return the moves of a tag, newest first.
+    async def moves(self, routed: RoutedRepository, tag: Tag, *, limit: int | None = None) -> Sequence[Move]:
+        """Return the moves of a tag, newest first; the first ``limit`` of them where that is given.
 
         The digest before each is that of the move behind it, where there is one: a write that was taken back may have
         come between when it was stored.
         """
-        records = await self._store.list(Table.MOVES, moves_prefix(routed, tag))
+        records = await self._store.list(Table.MOVES, moves_prefix(routed, tag), limit=limit)
         return list(_chained([Move.of(record) for record in records]))
 
     async def moves_since(self, routed: RoutedRepository, tag: Tag, digest: str) -> int | None:
