@@ -27,6 +27,8 @@ class RuleBody(Body):
     platforms: _Texts = []
     not_root: bool = False
     max_age_seconds: int | None = None
+    bases: _Texts = []
+    max_floors: int | None = None
     immutable: Annotated[list[_ActName], Field(max_length=2)] = []
     advice: str = ""
 
@@ -52,6 +54,8 @@ class StatedRuleDocument(Document):
     platforms: list[str]
     not_root: bool
     max_age_seconds: int | None
+    bases: list[str]
+    max_floors: int | None
     immutable: list[str]
     advice: str
 

@@ -22,6 +22,8 @@ _CONDITIONS = (
     "platforms",
     "not_root",
     "max_age_seconds",
+    "bases",
+    "max_floors",
     "immutable",
 )
 
@@ -40,6 +42,11 @@ _MediaType = Annotated[
 _Platform = Annotated[list[str] | None, typer.Option("--platform", help="Such as 'linux/*'; repeatable.")]
 _NotRoot = Annotated[bool | None, typer.Option("--not-root/--root", help="Images must name another user than root.")]
 _Age = Annotated[str | None, typer.Option("--max-age", help="Since an image was created, such as 90d.")]
+_Base = Annotated[
+    list[str] | None,
+    typer.Option("--base", help="Pattern REPOSITORY:TAG of allowed bases, or scratch; repeatable."),
+]
+_Floors = Annotated[int | None, typer.Option("--max-floors", min=1, help="Known images below an image, and itself.")]
 _Immutable = Annotated[
     list[str] | None, typer.Option("--immutable", help="Refuse to overwrite, or to delete, existing tags; repeatable.")
 ]
@@ -77,13 +84,28 @@ def add_rule(
     platform: _Platform = None,
     not_root: _NotRoot = None,
     max_age: _Age = None,
+    base: _Base = None,
+    max_floors: _Floors = None,
     immutable: _Immutable = None,
     advice: _Advice = None,
     _json: JsonOption = False,
 ) -> None:
     """Create a rule, with one condition at least. `--warn` first shows what it would refuse."""
     body = _fields(
-        tags, except_tag, warn, label, max_size, max_layers, media_type, platform, not_root, max_age, immutable, advice
+        tags,
+        except_tag,
+        warn,
+        label,
+        max_size,
+        max_layers,
+        media_type,
+        platform,
+        not_root,
+        max_age,
+        base,
+        max_floors,
+        immutable,
+        advice,
     )
     with admin_client() as admin:
         made = admin.call("PUT", "rules", name, body={"repository": repository, **body}, headers=ONLY_IF_NEW).document
@@ -106,6 +128,8 @@ def set_rule(
     platform: _Platform = None,
     not_root: _NotRoot = None,
     max_age: _Age = None,
+    base: _Base = None,
+    max_floors: _Floors = None,
     immutable: _Immutable = None,
     advice: _Advice = None,
     without: Annotated[
@@ -117,7 +141,20 @@ def set_rule(
     if unknown := [each for each in without or [] if each not in {*_CONDITIONS, "except_tags", "advice"}]:
         raise typer.BadParameter(f"{unknown[0]} is no condition: there are {', '.join(_CONDITIONS)}")
     changes = _fields(
-        tags, except_tag, warn, label, max_size, max_layers, media_type, platform, not_root, max_age, immutable, advice
+        tags,
+        except_tag,
+        warn,
+        label,
+        max_size,
+        max_layers,
+        media_type,
+        platform,
+        not_root,
+        max_age,
+        base,
+        max_floors,
+        immutable,
+        advice,
     )
     changes |= given(repository=repository) | dict.fromkeys(without or [])
     if not changes:
@@ -150,6 +187,8 @@ def _fields(  # noqa: PLR0917 - the options of both commands, in their order
     platforms: Sequence[str] | None,
     not_root: bool | None,
     max_age: str | None,
+    bases: Sequence[str] | None,
+    max_floors: int | None,
     immutable: Sequence[str] | None,
     advice: str | None,
 ) -> dict[str, Any]:
@@ -165,6 +204,8 @@ def _fields(  # noqa: PLR0917 - the options of both commands, in their order
         platforms=platforms,
         not_root=not_root,
         max_age_seconds=_number("--max-age", parse_duration, max_age),
+        bases=bases,
+        max_floors=max_floors,
         immutable=immutable,
         advice=advice,
     )

@@ -70,12 +70,12 @@ def rule_faults(given: RuleInput) -> Faults:
         faults.append(("immutable", f"expected {OVERWRITE}, {DELETE} or both"))
     if len(given.advice) > _ADVICE_MAX or not given.advice.isprintable():
         faults.append(("advice", f"expected a line of at most {_ADVICE_MAX} characters"))
-    for name in ("max_size_bytes", "max_layers", "max_age_seconds"):
+    for name in ("max_size_bytes", "max_layers", "max_age_seconds", "max_floors"):
         if (number := getattr(given, name)) is not None and not 0 < number < _NUMBER_MAX:
             faults.append((name, "expected a whole number from 1"))
     for name in ("media_types", "platforms"):
         faults += _pattern_faults(name, getattr(given, name))
-    faults += _label_faults(given.labels)
+    faults += _label_faults(given.labels) + _base_faults(given.bases)
     if not (given.immutable or Rule(name="", **asdict(given)).reads_images):
         faults.append(("", "the rule has no condition: give labels, max_size_bytes, immutable or another one"))
     return faults
@@ -85,6 +85,17 @@ def _label_faults(labels: Mapping[str, str]) -> Faults:
     faults = _pattern_faults("labels", list(labels.values()))
     if any(_LABEL.fullmatch(name) is None for name in labels):
         faults.append(("labels", "expected names of printable ASCII characters without spaces"))
+    return faults
+
+
+def _base_faults(bases: Sequence[str]) -> Faults:
+    if len(bases) > _ENTRIES_MAX:
+        return [("bases", f"expected at most {_ENTRIES_MAX} entries")]
+    faults = []
+    for base in bases:
+        repository, colon, tag = base.partition(":")
+        if (fault := repository_pattern_fault(repository) or (tag_pattern_fault(tag) if colon else None)) is not None:
+            faults.append(("bases", f"{base[:100]!r}: {fault}"))
     return faults
 
 

@@ -31,6 +31,8 @@ class Condition(StrEnum):
     PLATFORMS = "platforms"
     NOT_ROOT = "not_root"
     MAX_AGE = "max_age_seconds"
+    BASES = "bases"
+    MAX_FLOORS = "max_floors"
     IMMUTABLE = "immutable"
     READABLE = "readable"
     """No field: an image that cannot be judged violates each rule that had to read it."""

@@ -45,6 +45,7 @@ class Table(StrEnum):
     DEAD_LETTERS = "dead_letters"  # deliveries that were given up
     MOVES = "moves"  # the history of tags, the newest of each first: see ports.history
     RULES = "rules"  # of images
+    BASES = "bases"  # images on which others may stand, by the chain of their layers: see the room rules
     DEPLOYMENTS = "deployments"  # by repository and environment: the receipts of the last deployments
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.reference import Digest
+from registry_proxy.rules.floors import Floor, parse_diff_ids
 
 CONFIG_TYPES = frozenset({"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"})
 _LAYER_TYPES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
@@ -23,12 +24,14 @@ class ImageConfig:
         platform: such as linux/amd64; "" where it is not stated.
         user: that its containers run as; "" for root.
         created_at: seconds since the epoch; None where it is not stated.
+        diff_ids: digests of the unpacked layers; nothing where they are not stated.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     platform: str = ""
     user: str = ""
     created_at: float | None = None
+    diff_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class JudgedImage:
         is_image: whether a container can be made of it.
         config: None where it was not read.
         fault: why it cannot be judged; "" where it can.
+        floors: the known images on which it stands, the lowest first; None where they were not looked up.
     """
 
     digest: Digest
@@ -54,6 +58,7 @@ class JudgedImage:
     is_image: bool = False
     config: ImageConfig | None = None
     fault: str = ""
+    floors: Sequence[Floor] | None = None
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -101,12 +106,13 @@ def parse_config(body: bytes) -> ImageConfig | None:
     runtime = config.get("config")
     runtime = runtime if isinstance(runtime, dict) else {}
     stated = [config.get(name) for name in ("os", "architecture", "variant")]
-    user = runtime.get("User")
+    user, root = runtime.get("User"), config.get("rootfs")
     return ImageConfig(
         labels=_texts(runtime.get("Labels")),
         platform="/".join(part for part in stated if isinstance(part, str) and part),
         user=user if isinstance(user, str) else "",
         created_at=_parse_time(config.get("created")),
+        diff_ids=parse_diff_ids(root.get("diff_ids") if isinstance(root, dict) else None),
     )
 
 

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.history import Cause, MoveKind
@@ -16,7 +16,10 @@ from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Repository, Tag, is_referrers_tag
+from registry_proxy.rules.bases import KnownImages
 from registry_proxy.rules.current import CurrentRules
+from registry_proxy.rules.floors import chain_ids, floors_below, matches_base
+from registry_proxy.rules.image import JudgedImage
 from registry_proxy.rules.judgement import Violation, violations_of
 from registry_proxy.rules.reading import PushedImages
 from registry_proxy.rules.rule import DELETE, OVERWRITE, Rule
@@ -43,6 +46,7 @@ class RuleJudge:
 
     Args:
         rules: as they are now.
+        known: the images on which others stand.
         images: reads those that are pushed.
         store: knows what tags are; holds the outbox.
         outbox: makes the events.
@@ -54,6 +58,7 @@ class RuleJudge:
     def __init__(
         self,
         rules: CurrentRules,
+        known: KnownImages,
         images: PushedImages,
         *,
         store: Store,
@@ -63,6 +68,7 @@ class RuleJudge:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._rules = rules
+        self._known = known
         self._images = images
         self._store = store
         self._outbox = outbox
@@ -77,11 +83,20 @@ class RuleJudge:
         known = () if tag is None or cause is None or cause.overrides_rules else await self._rules.current()
         name = self._local_name(routed) if known else None
         covering = [rule for rule in known if name is not None and tag is not None and rule.covers(name, tag)]
-        if name is None or tag is None or cause is None or not covering:
+        is_floor = _is_floor(known, covering, f"{name}:{tag}")
+        if name is None or tag is None or cause is None or not (covering or is_floor):
             yield Verdict()
             return
         write = _Write(routed, name, tag, str(manifest.descriptor.digest), cause.actor)
-        found = await self._violations(covering, write, manifest, links, cause.kind)
+        reading = [rule for rule in covering if rule.reads_images] if cause.kind in _JUDGED_WHOLE else []
+        with_configs = is_floor or any(rule.reads_configs for rule in reading)
+        images: Sequence[JudgedImage] = ()
+        if reading or (is_floor and cause.kind in _JUDGED_WHOLE):
+            images = await self._images.read(routed, manifest, links, with_configs=with_configs)
+        if any(rule.reads_floors for rule in reading):
+            images = await self._with_floors(images, name)
+        judged = [(_without_base(rule, f"{name}:{tag}"), images) for rule in reading]
+        found = [each for rule, its in judged for each in violations_of(rule, its, self._clock())]
         fixing = [] if is_referrers_tag(tag) else [rule for rule in covering if OVERWRITE in rule.immutable]
         moved = [_moved(rule, tag) for rule in fixing]
         refuse_move = _refusal(write, enforced) if (enforced := _enforced(moved)) else None
@@ -95,6 +110,8 @@ class RuleJudge:
             if error is refuse_move:
                 await self._report(write, enforced, is_refused=True)
             raise
+        if is_floor:
+            await self._remember(images, f"{name}:{tag}")
 
     async def check_delete(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
         known = [rule for rule in await self._rules.current() if DELETE in rule.immutable] if actor else []
@@ -114,16 +131,22 @@ class RuleJudge:
         records = await self._store.list(Table.TAGS, f"{routed}|")
         return [(Tag(each.key.rpartition("|")[2]), digest) for each in records if each.value["digest"] == digest]
 
-    async def _violations(
-        self, rules: Sequence[Rule], write: _Write, manifest: Manifest, links: ManifestLinks, kind: MoveKind
-    ) -> list[Violation]:
-        """Return the violations of all conditions but immutability."""
-        reading = [rule for rule in rules if rule.reads_images] if kind in _JUDGED_WHOLE else []
-        if not reading:
-            return []
-        with_configs = any(rule.reads_configs for rule in reading)
-        images = await self._images.read(write.routed, manifest, links, with_configs=with_configs)
-        return [found for rule in reading for found in violations_of(rule, images, self._clock())]
+    async def _with_floors(self, images: Sequence[JudgedImage], repository: str) -> Sequence[JudgedImage]:
+        """Return images with the known ones on which each stands."""
+        chains = {image.digest: chain_ids(image.config.diff_ids) for image in images if image.config is not None}
+        known = await self._known.find([chain for each in chains.values() for chain in each])
+        return [
+            replace(image, floors=floors_below(chains.get(image.digest, ()), known, repository)) for image in images
+        ]
+
+    async def _remember(self, images: Sequence[JudgedImage], name: str) -> None:
+        """Put pushed images on record, which others may stand on from now on."""
+        try:
+            for image in images:
+                if image.is_image and image.config is not None and image.config.diff_ids:
+                    await self._known.remember(chain_ids(image.config.diff_ids)[-1], name)
+        except StoreUnavailableError as error:
+            _log.warning("%s is not remembered as a base, push it again: %s", name, error)
 
     async def _settle(self, write: _Write, found: Sequence[Violation]) -> None:
         """Report violations, and refuse the write where one of the rules is enforced."""
@@ -148,6 +171,18 @@ class RuleJudge:
             await self._store.commit([] if entry is None else [entry])
         except (StoreUnavailableError, ConflictError) as error:
             _log.warning("the event of a violated rule is lost: %s", error)
+
+
+def _is_floor(known: Iterable[Rule], covering: Iterable[Rule], name: str) -> bool:
+    """Tell whether others may stand on an image: it is a base of some rule, or its own rule counts floors."""
+    return any(rule.max_floors is not None for rule in covering) or any(
+        matches_base(rule.bases, name) for rule in known
+    )
+
+
+def _without_base(rule: Rule, name: str) -> Rule:
+    """Return a rule for an image by this name: an allowed base needs no other one below."""
+    return replace(rule, bases=()) if matches_base(rule.bases, name) else rule
 
 
 def _enforced(found: Sequence[Violation]) -> Sequence[Violation]:

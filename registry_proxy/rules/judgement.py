@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from registry_proxy.ports.rules import Condition
+from registry_proxy.rules.floors import SCRATCH, Floor, matches_base
 from registry_proxy.rules.image import ImageConfig, JudgedImage
 from registry_proxy.rules.rule import Rule, matches_any
 
@@ -50,6 +51,8 @@ def _violations(rule: Rule, image: JudgedImage, now: float) -> Iterator[Violatio
         yield from _violations_of_labels(rule, image)
         if image.config is not None:
             yield from _violations_of_config(rule, image.config, now)
+            if image.floors is not None and rule.reads_floors:
+                yield from _violations_of_floors(rule, image, image.config, image.floors)
 
 
 def _violations_of_manifest(rule: Rule, image: JudgedImage) -> Iterator[Violation]:
@@ -95,6 +98,27 @@ def _violations_of_config(rule: Rule, config: ImageConfig, now: float) -> Iterat
         else:
             return
         yield Violation(rule, Condition.MAX_AGE, reason, "build it anew")
+
+
+def _violations_of_floors(
+    rule: Rule, image: JudgedImage, config: ImageConfig, floors: Sequence[Floor]
+) -> Iterator[Violation]:
+    if len(config.diff_ids) != image.layer_count:
+        reason = "the configuration does not name as many layers (rootfs.diff_ids) as the manifest"
+        yield Violation(rule, Condition.READABLE, reason, "build it with docker, buildah or another usual program")
+        return
+    if rule.bases:
+        nearest = floors[-1].names if floors else ()
+        is_allowed = any(matches_base(rule.bases, name) for name in nearest) if floors else SCRATCH in rule.bases
+        if not is_allowed:
+            found = f"on {_shown(nearest[0])}" if floors else "on no known base"
+            remedy = f"build FROM one of {_listed(rule.bases)}"
+            yield Violation(rule, Condition.BASES, f"the image stands {found}", remedy)
+    below = [floor for floor in floors if floor.layer_count < image.layer_count]
+    if rule.max_floors is not None and len(below) + 1 > rule.max_floors:
+        stack = " on ".join(_shown(floor.names[0]) for floor in reversed(below))
+        reason = f"the image is floor {len(below) + 1}, on {stack}; {rule.max_floors} are allowed"
+        yield Violation(rule, Condition.MAX_FLOORS, reason, "build FROM an image further below")
 
 
 def is_root(user: str) -> bool:

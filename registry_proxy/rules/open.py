@@ -7,6 +7,7 @@ from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Outbox
 from registry_proxy.ports.store import Store, StoreChanges
 from registry_proxy.protocol.reference import Repository
+from registry_proxy.rules.bases import KnownImages
 from registry_proxy.rules.current import CurrentRules
 from registry_proxy.rules.judge import RuleJudge
 from registry_proxy.rules.reading import PushedImages
@@ -21,5 +22,5 @@ def open_rules(  # noqa: PLR0917 - the parts of a worker, in the order in which 
     observer: Observer,
 ) -> RuleJudge:
     """Return the judge of a worker's writes; see ``RuleJudge``."""
-    rules = CurrentRules(store, changes)
-    return RuleJudge(rules, images, store=store, outbox=outbox, local_name=local_name, observer=observer)
+    rules, known = CurrentRules(store, changes), KnownImages(store)
+    return RuleJudge(rules, known, images, store=store, outbox=outbox, local_name=local_name, observer=observer)

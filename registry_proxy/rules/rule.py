@@ -27,6 +27,8 @@ class RuleInput:
         platforms: patterns such as ``linux/*``; the platform of each image must match one.
         not_root: whether an image must name a user other than root.
         max_age_seconds: since the image was created.
+        bases: patterns of ``repository:tag``; the nearest known image below matches one. See ``rules.floors``.
+        max_floors: limit of the known images below, and the image itself.
         immutable: the acts that are refused for existing tags: overwrite, delete.
         advice: added to each refusal.
     """
@@ -42,11 +44,13 @@ class RuleInput:
     platforms: Sequence[str] = ()
     not_root: bool = False
     max_age_seconds: int | None = None
+    bases: Sequence[str] = ()
+    max_floors: int | None = None
     immutable: Sequence[str] = ()
     advice: str = ""
 
 
-_LISTS = ("except_tags", "media_types", "platforms", "immutable")
+_LISTS = ("except_tags", "media_types", "platforms", "bases", "immutable")
 _CONTENT = tuple(each.name for each in fields(RuleInput))
 
 
@@ -72,7 +76,13 @@ class Rule(RuleInput):
     @property
     def reads_configs(self) -> bool:
         """Whether the configuration of the image has to be read, too."""
-        return bool(self.labels or self.platforms or self.not_root or self.max_age_seconds is not None)
+        of_config = self.labels or self.platforms or self.not_root or self.max_age_seconds is not None
+        return bool(of_config or self.reads_floors)
+
+    @property
+    def reads_floors(self) -> bool:
+        """Whether the known images below have to be looked up."""
+        return bool(self.bases) or self.max_floors is not None
 
     def stored(self) -> dict[str, Any]:
         """Return what is stored under the name: plain JSON."""

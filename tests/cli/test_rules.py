@@ -17,6 +17,7 @@ def test_a_rule_is_made_changed_and_removed(run: Run) -> None:
     """Each option sets its field, `set` leaves the others, `--without` removes a condition."""
     options = ["--label", "source=https://git.example/*", "--label", "revision", "--max-size", "1KiB", "--not-root"]
     options += ["--max-age", "1h", "--immutable", "overwrite", "--platform", "linux/*", "--media-type", "a/*"]
+    options += ["--base", "base/**", "--base", "scratch", "--max-floors", "3"]
     options += ["--except-tag", "dev-*", "--tags", "v*", "--max-layers", "9", "--advice", "See the wiki.", "--warn"]
     made = _json(run("rule", "add", "strict", "prod/**", *options, "--json"))
     expected = {
@@ -32,6 +33,8 @@ def test_a_rule_is_made_changed_and_removed(run: Run) -> None:
         "platforms": ["linux/*"],
         "not_root": True,
         "max_age_seconds": 3600,
+        "bases": ["base/**", "scratch"],
+        "max_floors": 3,
         "immutable": ["overwrite"],
         "advice": "See the wiki.",
     }

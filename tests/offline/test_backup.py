@@ -35,6 +35,7 @@ CONTENTS = [
     Change(Table.INTENTS, "main/a|tag|latest", {"missing": ["b"]}),
     Change(Table.META, "members/main", {"names": ["a", "b"]}),
     Change(Table.MOVES, "main/a|latest|00000000000000001", {"kind": "push", "digest": "sha256:1"}),
+    Change(Table.BASES, "sha256:1", {"names": ["base/debian:12"], "at": 1.0}),
     Change(Table.RULES, "from-git", {"repository": "**", "not_root": True}),
     Change(Table.DEPLOYMENTS, "a|production", {"receipts": []}),
 ]

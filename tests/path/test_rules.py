@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import require_program
 from tests.support.copied import Copies
 from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server
-from tests.support.servers import docker_registry, running
+from tests.support.servers import docker_registry, running, wait_until
 
 SOURCE = "org.opencontainers.image.source"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -91,6 +91,13 @@ def check_refused(answer: httpx.Response, condition: str) -> dict[str, Any]:
     assert [each["condition"] for each in error["detail"]["violations"]] == [condition]
     found: dict[str, Any] = error
     return found
+
+
+def audited(proxy: Proxy, **fields: str) -> list[dict[str, Any]]:
+    """Return the events of the audit log with these fields."""
+    with proxy.admin() as admin:
+        items = admin.get("/audit", params={"repository": fields["repository"]}).raise_for_status().json()["items"]
+    return [each for each in items if {**each, **fields} == each]
 
 
 CASES: list[tuple[str, dict[str, Any], Image, Image]] = [
@@ -181,9 +188,9 @@ def test_a_warning_lets_through(proxy: Proxy, ann: User) -> None:
     assert "let through t/warned:v1 by user:ann: rule warned, labels" in proxy.log_text()
     moved = put(ann, "t/warned", "v1", annotated(labelled(a="b"), {SOURCE: 'a"b'}))
     assert (moved.status_code, "immutable" in moved.headers["Warning"]) == (201, True)
-    with proxy.admin() as admin:
-        found = admin.get("/audit", params={"repository": "t/warned", "action": "push", "last": "10"}).json()["items"]
-    assert [len(each["detail"].get("warnings", [])) for each in found if each.get("tag") == "v1"] == [1, 1]
+    wait_until(lambda: len(audited(proxy, repository="t/warned", tag="v1")) == 2, "both pushes are in the audit log")
+    found = audited(proxy, repository="t/warned", tag="v1")
+    assert [len(each["detail"]["warnings"]) for each in found] == [1, 1]
 
 
 def test_a_refusal_is_audited_and_counted(proxy: Proxy, ann: User) -> None:
@@ -191,8 +198,10 @@ def test_a_refusal_is_audited_and_counted(proxy: Proxy, ann: User) -> None:
     make_rule(proxy, "t/audited", max_layers=1)
     check_refused(put(ann, "t/audited", "v1", make_image(b"1", b"2")), "max_layers")
     assert proxy.metric("registry_proxy_rule_violations_total", condition="max_layers", mode="enforce") >= 1
-    with proxy.admin() as admin:
-        found = admin.get("/audit", params={"repository": "t/audited", "outcome": "denied"}).json()["items"]
+    wait_until(
+        lambda: bool(audited(proxy, repository="t/audited", outcome="denied")), "the refusal is in the audit log"
+    )
+    found = audited(proxy, repository="t/audited", outcome="denied")
     assert [each["rule"].partition(":")[0] for each in found] == ["rule audited, max_layers"]
 
 
@@ -254,3 +263,24 @@ def test_explain_names_the_rules(proxy: Proxy, ann: User) -> None:
     make_rule(proxy, "t/explained", immutable=["delete"])
     assert [each["name"] for each in rules("delete", "v1")] == ["explained"]
     assert rules("create", "v1") == []
+
+
+def test_floors_are_counted_by_layers(proxy: Proxy, ann: User) -> None:
+    """System, middleware and application are taken; a fourth floor is refused, and so is an image on no known base."""
+    with proxy.admin() as admin:
+        rule = {"repository": "t/floors/**", "max_floors": 3}
+        admin.put("/rules/floors", json=rule).raise_for_status()
+    for name, layers in (("system", [b"1"]), ("middle", [b"1", b"2"]), ("app", [b"1", b"2", b"3"])):
+        assert put(ann, f"t/floors/{name}", "v1", make_image(*layers)).status_code == 201
+    error = check_refused(put(ann, "t/floors/fourth", "v1", make_image(b"1", b"2", b"3", b"4")), "max_floors")
+    assert "on t/floors/app:v1 on t/floors/middle:v1 on t/floors/system:v1; 3 are allowed" in error["message"]
+    assert put(ann, "t/floors/app", "v2", make_image(b"1", b"2", b"3", b"4")).status_code == 201
+    assert put(ann, "t/floors/other", "v1", make_image(b"1", b"2", b"5", b"6")).status_code == 201
+    with proxy.admin() as admin:
+        rule = {"repository": "t/based/**", "bases": ["t/based/base:*", "t/floors/middle"]}
+        admin.put("/rules/based", json=rule).raise_for_status()
+    check_refused(put(ann, "t/based/app", "v1", make_image(b"base", b"app")), "bases")
+    assert put(ann, "t/based/base", "v1", make_image(b"base")).status_code == 201
+    assert put(ann, "t/based/app", "v1", make_image(b"base", b"app")).status_code == 201
+    assert put(ann, "t/based/app", "v1", make_image(b"1", b"2", b"app")).status_code == 201
+    check_refused(put(ann, "t/based/app", "v1", make_image(b"1", b"app")), "bases")

@@ -7,6 +7,7 @@ import pytest
 
 from registry_proxy.ports.rules import Condition
 from registry_proxy.protocol.reference import digest_of
+from registry_proxy.rules.floors import Floor
 from registry_proxy.rules.image import ImageConfig, JudgedImage
 from registry_proxy.rules.judgement import is_root, violations_of
 from registry_proxy.rules.rule import Rule
@@ -115,3 +116,34 @@ def test_root_is_found_by_each_of_its_names(user: str) -> None:
 def test_other_users_are_not_root(user: str) -> None:
     """The group does not matter."""
     assert not is_root(user)
+
+
+LAYERS = [f"sha256:{letter * 64}" for letter in "ab"]
+SYSTEM, COPY = Floor(1, ["base/system:1"]), Floor(2, ["other/same:1"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "floors", "reason"),
+    [
+        ({"bases": ["base/**"]}, [SYSTEM], ""),
+        ({"bases": ["base/**"]}, [], "on no known base"),
+        ({"bases": ["base/**", "scratch"]}, [], ""),
+        ({"bases": ["base/**"]}, [SYSTEM, COPY], "on other/same:1"),
+        ({"max_floors": 2}, [SYSTEM], ""),
+        ({"max_floors": 1}, [], ""),
+        ({"max_floors": 1}, [SYSTEM], "is floor 2, on base/system:1; 1 are allowed"),
+        ({"max_floors": 2}, [SYSTEM, COPY], ""),  # an image with the same layers is no floor below
+    ],
+)
+def test_floors_are_judged(fields: dict[str, Any], floors: list[Floor], reason: str) -> None:
+    """The nearest known image must be an allowed base, and no more than N known images may lie below."""
+    image = replace(configured(diff_ids=LAYERS), floors=floors)
+    found = list(violations_of(rule(**fields), [image], NOW))
+    assert [reason in each.reason for each in found] == [True] * bool(reason)
+
+
+def test_layers_must_be_stated_where_floors_count() -> None:
+    """A configuration with fewer layers than the manifest could hide its base."""
+    image = replace(configured(diff_ids=LAYERS[:1]), floors=[])
+    (found,) = violations_of(rule(max_floors=3), [image], NOW)
+    assert found.condition is Condition.READABLE
