@@ -1,6 +1,7 @@
 """The third-party programs of these tests, the product before them, and the list of programs that are missing."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,12 +14,15 @@ import pytest
 from tests.acceptance.clients import Client
 from tests.acceptance.programs import find_program, why_not
 from tests.acceptance.registries import DESCRIBE
+from tests.acceptance.roots import IMAGE, MINIMAL, SMALL_IMAGE, WITHOUT_SHELL, write_root
+from tests.clients.conftest import Docker
 from tests.clients.conftest import docker_socket as docker_socket  # noqa: PLC0414 - the fixture, for these tests too
 from tests.support.copied import Copies
 from tests.support.product import Image, Proxy, make_image, notice_down, proxy_server, random_bytes, tar_of
 from tests.support.servers import docker_registry, running, terminated, wait_until
 
 _ROOT = Path(__file__).parent.parent.parent
+_BUILD_SECONDS = 600
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
@@ -119,6 +123,30 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes"]
     subprocess.run([*pip, "-r", str(_ROOT / "requirements.lock"), "-d", str(target)], check=True)
     return target
+
+
+@pytest.fixture(scope="session")
+def engine(docker_socket: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Docker:
+    """Build the image without network, on a minimal Debian and on a root without a shell; return the engine."""
+    root = tmp_path_factory.mktemp("image")
+    docker = Docker(docker_socket, root / "home")
+    docker.home.mkdir()
+    for name, packages in (("minimal", MINIMAL), ("without-shell", WITHOUT_SHELL)):
+        archive = write_root(root / f"{name}.tar", packages, is_complete=packages is MINIMAL)
+        docker.run("import", str(archive), f"debian:{name}")
+        archive.unlink()
+    context = root / "context"
+    context.mkdir()
+    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml", "requirements.lock"):
+        shutil.copy(_ROOT / name, context)
+    shutil.copytree(_ROOT / "registry_proxy", context / "registry_proxy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_ROOT / "packaging", context / "packaging")
+    shutil.copytree(wheels, context / "wheels")
+    build = ["build", "--network", "none", "--build-arg", "BASE=debian:minimal", "--build-arg", "PIP_NO_INDEX=1"]
+    docker.run(*build, "--build-arg", "VERSION=1.2.3", "-t", IMAGE, str(context), seconds=_BUILD_SECONDS)
+    small = ["--build-arg", "RUNTIME=debian:without-shell"]
+    docker.run(*build, *small, "-t", SMALL_IMAGE, str(context), seconds=_BUILD_SECONDS)
+    return docker
 
 
 @pytest.fixture(scope="session")

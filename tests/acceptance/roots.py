@@ -6,6 +6,9 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+IMAGE, SMALL_IMAGE = "registry-proxy:test", "registry-proxy:small"
+"""The image of the service on a minimal Debian, and on a root without a shell."""
+
 MINIMAL = ("apt", "ca-certificates", "python3-venv")
 """Beside the required packages: a minimal Debian with Python and its venv module."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +9,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.acceptance.roots import MINIMAL, WITHOUT_SHELL, write_root
+from tests.acceptance.roots import IMAGE, SMALL_IMAGE
 from tests.clients.conftest import Docker
 from tests.support.product import ADMIN_PASSWORD, Proxy, digest_of, random_bytes
 from tests.support.servers import docker_registry, free_port, running, wait_until
 
 pytestmark = [pytest.mark.acceptance("docker"), pytest.mark.timeout(900)]
-_ROOT = Path(__file__).parent.parent.parent
-_IMAGE, _SMALL = "registry-proxy:test", "registry-proxy:small"
 _MAX_BYTES = 250_000_000
-_BUILD_SECONDS = 600
 _ORPHAN = """
 import os
 if os.fork() == 0:
@@ -33,33 +29,9 @@ print(*(open(each).read().split(")")[1].split()[0] for each in glob.glob("/proc/
 """
 
 
-@pytest.fixture(scope="module")
-def engine(docker_socket: Path, wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Docker:
-    """Build the image without network, on a minimal Debian and on a root without a shell; return the engine."""
-    root = tmp_path_factory.mktemp("image")
-    docker = Docker(docker_socket, root / "home")
-    docker.home.mkdir()
-    for name, packages in (("minimal", MINIMAL), ("without-shell", WITHOUT_SHELL)):
-        archive = write_root(root / f"{name}.tar", packages, is_complete=packages is MINIMAL)
-        docker.run("import", str(archive), f"debian:{name}")
-        archive.unlink()
-    context = root / "context"
-    context.mkdir()
-    for name in ("Dockerfile", ".dockerignore", "LICENSE", "README.md", "pyproject.toml", "requirements.lock"):
-        shutil.copy(_ROOT / name, context)
-    shutil.copytree(_ROOT / "registry_proxy", context / "registry_proxy", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(_ROOT / "packaging", context / "packaging")
-    shutil.copytree(wheels, context / "wheels")
-    build = ["build", "--network", "none", "--build-arg", "BASE=debian:minimal", "--build-arg", "PIP_NO_INDEX=1"]
-    docker.run(*build, "--build-arg", "VERSION=1.2.3", "-t", _IMAGE, str(context), seconds=_BUILD_SECONDS)
-    small = ["--build-arg", "RUNTIME=debian:without-shell"]
-    docker.run(*build, *small, "-t", _SMALL, str(context), seconds=_BUILD_SECONDS)
-    return docker
-
-
 def test_the_image_is_small_and_has_no_rights(engine: Docker) -> None:
     """It takes 250 MB on a minimal Debian, 150 without a shell; its user is a number, and its labels say what it is."""
-    [image] = json.loads(engine.run("image", "inspect", _IMAGE).stdout)
+    [image] = json.loads(engine.run("image", "inspect", IMAGE).stdout)
     config = image["Config"]
     print(f"{image['Size'] / 1e6:.0f} MB")
     assert image["Size"] <= _MAX_BYTES
@@ -69,11 +41,13 @@ def test_the_image_is_small_and_has_no_rights(engine: Docker) -> None:
     assert (labels["title"], labels["version"], labels["licenses"]) == ("registry-proxy", "1.2.3", "Apache-2.0")
     assert labels["base.name"] == "debian:minimal"
 
-    [small] = json.loads(engine.run("image", "inspect", _SMALL).stdout)
+    [small] = json.loads(engine.run("image", "inspect", SMALL_IMAGE).stdout)
     print(f"without a shell: {small['Size'] / 1e6:.0f} MB")
     assert small["Size"] <= 0.6 * _MAX_BYTES
-    assert engine.run("run", "--rm", "--entrypoint", "/bin/sh", _SMALL, "-c", "true", check=False).returncode != 0
-    checked = engine.run("run", "--rm", "--network=none", _SMALL, "check-config", "/etc/registry-proxy/config.yaml")
+    assert engine.run("run", "--rm", "--entrypoint", "/bin/sh", SMALL_IMAGE, "-c", "true", check=False).returncode != 0
+    checked = engine.run(
+        "run", "--rm", "--network=none", SMALL_IMAGE, "check-config", "/etc/registry-proxy/config.yaml"
+    )
     assert checked.stdout == "OK\n"
 
 
@@ -90,7 +64,7 @@ def contained(engine: Docker, tmp_path: Path) -> Iterator[Proxy]:
     options = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--network=host"]
     environment = [word for variable in variables for word in ("-e", variable)]
     with running(registry):
-        engine.run("run", "-d", "--name", "proxy", *options, *environment, _SMALL)
+        engine.run("run", "-d", "--name", "proxy", *options, *environment, SMALL_IMAGE)
         try:
             wait_until(lambda: "is ready: " in engine.run("logs", "proxy").stdout, "the container is ready")
             yield proxy
