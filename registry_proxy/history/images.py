@@ -10,14 +10,17 @@ from typing import Any
 from registry_proxy.operations.contents import found_of, links_of, unless_absent
 from registry_proxy.operations.pull import Pull
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.protocol.descriptor import Descriptor, Manifest
-from registry_proxy.protocol.platform import platform_of
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks
+from registry_proxy.protocol.platform import platforms_of
 from registry_proxy.protocol.reference import Digest, Tag
 
 _CONFIG_MAX_BYTES = 1024 * 1024
 _CONFIG_TYPES = frozenset(
     {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
 )
+_IMAGES_MAX = 100
+"""Limit of the manifests of an index that are read, to know their sizes."""
+
 _SOURCE = "org.opencontainers.image.source"
 _REVISION = "org.opencontainers.image.revision"
 
@@ -37,7 +40,8 @@ class ImageFacts:
     Args:
         digest: of the manifest.
         media_type: of the manifest.
-        size_bytes: of the manifest and all that it names; of an index with those of its images that are there.
+        size_bytes: of the manifest and all that it names; of an index with the first hundred of its images, as far as
+            they are there, where an index among them counts with its manifest alone.
         platforms: such as linux/amd64.
         labels: of the configuration, and over them the annotations of the manifest.
         environment: lines NAME=VALUE.
@@ -83,35 +87,41 @@ class ImageReader:
         """Return what an image is. Raises as a pull of its manifest and configuration does."""
         manifest = (await self._pull.get_manifest(routed, tag_or_digest)).manifest
         links = links_of(manifest)
-        facts = ImageFacts(
-            digest=manifest.descriptor.digest,
-            media_type=manifest.descriptor.media_type,
-            size_bytes=manifest.descriptor.size_bytes + links.content_bytes,
-            labels=_texts(_object(manifest.body).get("annotations")),
-            layers=[*links.blobs[1:], *links.foreign],
-        )
+        facts = _facts_of(manifest, links)
         if links.manifests:
             return await self._with_children(routed, manifest, facts, links.manifests)
-        config = next((blob for blob in links.blobs[:1] if blob.media_type in _CONFIG_TYPES), None)
-        return facts if config is None else _configured(facts, _object(await self._read_config(routed, config)))
+        return await self._configured(routed, facts, links)
 
     async def _with_children(
         self, routed: RoutedRepository, manifest: Manifest, facts: ImageFacts, named: Sequence[Descriptor]
     ) -> ImageFacts:
-        stated = [platform_of(manifest.body, child.digest) for child in named]
+        """Return an index with its images; those of an index in it are not read: there may be very many."""
+        stated = platforms_of(manifest.body)
         children = [
-            Child(child.digest, "" if platform is None else str(platform))
-            for child, platform in zip(named, stated, strict=True)
+            Child(digest, str(stated.get(str(digest), ""))) for digest in dict.fromkeys(each.digest for each in named)
         ]
-        images = await found_of(lambda child: unless_absent(self.read(routed, child.digest)), children)
-        labels = images[0].labels if images and _SOURCE not in facts.labels else {}
+
+        async def read(child: Child) -> tuple[ImageFacts, ManifestLinks] | None:
+            answer = await unless_absent(self._pull.get_manifest(routed, child.digest))
+            links = None if answer is None else links_of(answer.manifest)
+            return None if answer is None or links is None else (_facts_of(answer.manifest, links), links)
+
+        images = await found_of(read, children[:_IMAGES_MAX])
+        labels: Mapping[str, str] = {}
+        if images and _SOURCE not in facts.labels:
+            first = await unless_absent(self._configured(routed, *images[0]))
+            labels = {} if first is None else first.labels
         return replace(
             facts,
-            size_bytes=facts.size_bytes + sum(image.size_bytes for image in images),
+            size_bytes=facts.size_bytes + sum(image.size_bytes for image, _ in images),
             platforms=[child.platform for child in children if child.platform not in {"", "unknown/unknown"}],
             labels={**{name: labels[name] for name in (_SOURCE, _REVISION) if name in labels}, **facts.labels},
             children=children,
         )
+
+    async def _configured(self, routed: RoutedRepository, facts: ImageFacts, links: ManifestLinks) -> ImageFacts:
+        config = next((blob for blob in links.blobs[:1] if blob.media_type in _CONFIG_TYPES), None)
+        return facts if config is None else _configured(facts, _object(await self._read_config(routed, config)))
 
     async def _read_config(self, routed: RoutedRepository, config: Descriptor) -> bytes:
         if config.size_bytes > _CONFIG_MAX_BYTES:
@@ -123,6 +133,16 @@ class ImageReader:
             return await asyncio.to_thread(os.pread, reader.fd, _CONFIG_MAX_BYTES, 0)
         finally:
             reader.close()
+
+
+def _facts_of(manifest: Manifest, links: ManifestLinks) -> ImageFacts:
+    return ImageFacts(
+        digest=manifest.descriptor.digest,
+        media_type=manifest.descriptor.media_type,
+        size_bytes=manifest.descriptor.size_bytes + links.content_bytes,
+        labels=_texts(_object(manifest.body).get("annotations")),
+        layers=[*links.blobs[1:], *links.foreign],
+    )
 
 
 def _configured(facts: ImageFacts, config: Mapping[str, Any]) -> ImageFacts:

@@ -179,20 +179,18 @@ class Keepers:
         """Return the manifests of an image and its referrers, as far as they are there, those named before others."""
         found: dict[Digest, Manifest] = {}
         visited: set[Digest] = set()
-
-        async def collect(each: Digest) -> None:
-            if each in visited or len(visited) >= _MANIFESTS_MAX:
-                return
-            visited.add(each)
-            if (manifest := await self._find(routed, each)) is None:
-                return
-            for child in links_of(manifest).manifests:
-                await collect(child.digest)
-            found[each] = manifest
-            for referrer in await self._tools.find_referrers(routed, each):
-                await collect(referrer)
-
-        await collect(digest)
+        waiting: list[tuple[Digest, Manifest | None]] = [(digest, None)]
+        while waiting:
+            each, manifest = waiting.pop()
+            if manifest is not None:  # its children are here
+                found[each] = manifest
+                referrers = await self._tools.find_referrers(routed, each)
+                waiting += [(referrer, None) for referrer in reversed(referrers)]
+            elif each not in visited and len(visited) < _MANIFESTS_MAX:
+                visited.add(each)
+                if (manifest := await self._find(routed, each)) is not None:
+                    children = [child.digest for child in links_of(manifest).manifests]
+                    waiting += [(each, manifest), *((child, None) for child in reversed(children))]
         return found
 
     async def _find(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from registry_proxy.ports.history import MOVED, Move, move_key, moves_prefix
+from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.store import Record, Store, Table
 from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag, parse_digest
@@ -36,6 +37,12 @@ class TagHistory:
         """Return what a tag is on record as; None where it was deleted, or was never made through us."""
         record = await self._store.get(Table.TAGS, f"{routed}|{tag}")
         return None if record is None else parse_digest(record.value["digest"])
+
+    async def held(self, routed: RoutedRepository, digest: Digest) -> bool:
+        """Tell whether a repository is on record to have held a manifest: pushed through us, or deleted lately."""
+        deletion = IntentKey(routed, IntentKind.MANIFEST, str(digest))
+        keys = [(Table.MANIFESTS, f"{routed}|{digest}"), (Table.DELETIONS, str(deletion))]
+        return any(record is not None for record in await self._store.get_all(keys))
 
     async def last_moves(self, tags: Collection[RecordedTag]) -> Mapping[Tag, Move]:
         """Return the last move of each tag that has a history, by one question."""

@@ -21,6 +21,8 @@ from registry_proxy.protocol.reference import Digest, Tag, parse_digest
 from registry_proxy.tasks import run_to_end
 
 _MANIFESTS_MAX = 1000
+_SHOWN_MAX = 100
+"""Limit of the missing contents that are listed."""
 
 
 class NoWayBackError(Exception):
@@ -146,26 +148,35 @@ class WaysBack:
     async def _collect(self, routed: RoutedRepository, wanted: Digest, *, with_deleted: bool) -> Sequence[Manifest]:
         """Return the manifests of an image, those that name others behind them. Raises NoWayBackError.
 
-        Only a restore brings back manifests that were deleted, as far as this node has them.
+        Only a restore brings back manifests that were deleted, as far as this node has them and this repository is on
+        record to have held them.
         """
         found: dict[Digest, Manifest] = {}
+        visited: set[Digest] = set()
         missing: list[str] = []
-
-        async def collect(digest: Digest) -> None:
-            manifest = await self._find(routed, digest) or (self._find_deleted(digest) if with_deleted else None)
-            if manifest is None or len(found) >= _MANIFESTS_MAX:
-                missing.append(f"manifest {digest}")
-                return
-            links = links_of(manifest)
-            for child in links.manifests:
-                if child.digest not in found:
-                    await collect(child.digest)
-            missing.extend(await found_of(lambda blob: self._missing_blob(routed, blob), links.blobs))
-            found[digest] = manifest
-
-        await collect(wanted)
+        blobs: dict[Digest, Descriptor] = {}
+        waiting: list[tuple[Digest, Manifest | None]] = [(wanted, None)]
+        while waiting:
+            digest, manifest = waiting.pop()
+            if manifest is not None:  # its children are here
+                found[digest] = manifest
+            elif digest not in visited:
+                visited.add(digest)
+                if len(visited) > _MANIFESTS_MAX:
+                    raise NoWayBackError(f"{wanted} has more than {_MANIFESTS_MAX} manifests")
+                manifest = await self._find(routed, digest)
+                if manifest is None and with_deleted and (digest == wanted or await self.record.held(routed, digest)):
+                    manifest = self._find_deleted(digest)
+                if manifest is None:
+                    missing.append(f"manifest {digest}")
+                    continue
+                links = links_of(manifest)
+                blobs |= {blob.digest: blob for blob in links.blobs}
+                waiting += [(digest, manifest), *((child.digest, None) for child in reversed(links.manifests))]
+        missing += await found_of(lambda blob: self._missing_blob(routed, blob), blobs.values())
         if missing:
-            raise NoWayBackError(f"{wanted} is not whole any more", missing)
+            more = [f"{len(missing) - _SHOWN_MAX} more"] if len(missing) > _SHOWN_MAX else []
+            raise NoWayBackError(f"{wanted} is not whole any more", [*missing[:_SHOWN_MAX], *more])
         return list(found.values())
 
     async def _find(self, routed: RoutedRepository, digest: Digest) -> Manifest | None:
@@ -173,7 +184,7 @@ class WaysBack:
         return None if answer is None else answer.manifest
 
     def _find_deleted(self, digest: Digest) -> Manifest | None:
-        """Return a manifest out of the cache; the history proves that the repository held it."""
+        """Return a manifest out of the cache, which is shared by all repositories."""
         body = self.writer.cache.read_small(digest)
         media_type = None if body is None else derive_media_type(body)
         return None if body is None or media_type is None else Manifest(Descriptor(media_type, digest, len(body)), body)

@@ -12,7 +12,7 @@ from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, 
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.platform import Platform, platform_of
+from registry_proxy.protocol.platform import Platform, platforms_of
 from registry_proxy.protocol.reference import Digest, Tag
 from registry_proxy.tasks import spawn
 
@@ -165,10 +165,11 @@ class Warmer:
     ) -> list[Descriptor]:
         links = parse_manifest(manifest.body, manifest.descriptor.media_type)
         blobs = list(links.blobs)
+        stated = platforms_of(manifest.body) if platforms and links.manifests else {}
         chosen = [
             child
             for child in links.manifests
-            if not platforms or any(wanted.matches(platform_of(manifest.body, child.digest)) for wanted in platforms)
+            if not platforms or any(wanted.matches(stated.get(str(child.digest))) for wanted in platforms)
         ]
         if platforms and links.manifests and not chosen:
             raise RegistryError(

@@ -2,9 +2,8 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from registry_proxy.protocol.reference import Digest
 
 _PLATFORM = re.compile(r"([a-z0-9_.-]{1,64})/([a-z0-9_.-]{1,64})(?:/([a-z0-9_.-]{1,64}))?")
 
@@ -34,17 +33,17 @@ def parse_platform(text: str) -> Platform | None:
     return None if match is None else Platform(match[1], match[2], match[3] or "")
 
 
-def platform_of(index: bytes, digest: Digest) -> Platform | None:
-    """Return what an index says that one of its images runs on; None when it does not say.
+def platforms_of(index: bytes) -> Mapping[str, Platform]:
+    """Return the platforms that an index states, by the digests of its images; one that it does not state is missing.
 
     Args:
         index: the body of a valid index.
-        digest: of the image.
     """
+    found: dict[str, Platform] = {}
     for child in json.loads(index)["manifests"]:
         stated = child.get("platform")
-        if child.get("digest") == str(digest) and isinstance(stated, dict):
+        if isinstance(stated, dict):
             values = [stated.get(key) or "" for key in ("os", "architecture", "variant")]
             if all(isinstance(value, str) for value in values):
-                return Platform(*values)
-    return None
+                found.setdefault(child["digest"], Platform(*values))
+    return found

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from registry_proxy.protocol.platform import Platform, parse_platform, platform_of
+from registry_proxy.protocol.platform import Platform, parse_platform, platforms_of
 from registry_proxy.protocol.reference import digest_of
 
 AMD64, ARM = Platform("linux", "amd64"), Platform("linux", "arm", "v7")
@@ -50,9 +50,10 @@ def test_an_asked_platform_without_variant_is_any_variant() -> None:
         ("linux/amd64", None),
     ],
 )
-def test_platform_of(stated: object, platform: Platform | None) -> None:
+def test_platforms_of(stated: object, platform: Platform | None) -> None:
     """The platform of a child is the one in the index; None for an unreadable one."""
     digest, other = digest_of(b"1"), digest_of(b"2")
     children = [{"digest": str(other), "platform": {"os": "plan9", "architecture": "386"}}]
     children.append({"digest": str(digest), "platform": stated})  # type: ignore[dict-item]  # whatever a client pushed
-    assert platform_of(json.dumps({"manifests": children}).encode(), digest) == platform
+    found = platforms_of(json.dumps({"manifests": children}).encode())
+    assert (found.get(str(digest)), found[str(other)]) == (platform, Platform("plan9", "386"))
