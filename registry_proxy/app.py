@@ -43,7 +43,7 @@ from registry_proxy.ports.metrics import CacheDiskStalled, Listener, Observer, P
 from registry_proxy.repair.duty import RepairDuty
 from registry_proxy.repair.inspection import Inspection
 from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_records
-from registry_proxy.rules.open import open_rules
+from registry_proxy.rules.open import open_bases, open_rules
 from registry_proxy.rules.reading import PushedImages
 from registry_proxy.spool.spool import DiskSpool
 from registry_proxy.starting import start_errors
@@ -248,7 +248,9 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
     connections: Mapping[Listener, Connections],
 ) -> AdminServices:
     cache, repair = node.cache, node.repair
+    images = PushedImages(cache.disk, cache.holdings, node.upstreams.readers)
     return AdminServices(
+        bases=open_bases(node.records.store, warmer.pull, images),
         directory=node.directory,
         signer=node.access.signer,
         upstreams={

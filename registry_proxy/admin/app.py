@@ -34,6 +34,7 @@ from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.events import ReloadOutcome
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.reference import Digest, Repository
+from registry_proxy.rules.registering import RegisteredBases
 from registry_proxy.tasks import request_id
 from registry_proxy.upkeep.cache import Cache, CacheResource
 from registry_proxy.upkeep.comparisons import ComparisonResource
@@ -68,6 +69,7 @@ class AdminServices:
         deliveries: events on their way to receivers.
         public_url: where clients reach the registry; "" where that is not configured.
         deployments: reports of what runs where.
+        bases: images that others are built FROM.
     """
 
     directory: Directory
@@ -87,6 +89,7 @@ class AdminServices:
     deliveries: DeliveryRecord
     public_url: str
     deployments: Deployments
+    bases: RegisteredBases
 
 
 def make_admin_app(services: AdminServices) -> web.Application:
@@ -117,7 +120,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         RepositoryResource(services.known),
         TagResource(services.history, services.route, control, services.guard.client_address),
         AuditResource(services.audit_files),
-        RuleResource(directory.rules),
+        RuleResource(directory.rules, services.bases, services.route),
         SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),
         DeliveryResource(services.deliveries, directory.subscriptions),
         DeploymentResource(services.deployments, control, services.route, services.history.record),

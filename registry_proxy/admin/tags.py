@@ -101,7 +101,10 @@ class ImageDocument(Document):
 
 
 class WayBackBody(Body):
-    """A tag and an earlier state of it; ``digest`` null for the last one."""
+    """A tag and an earlier state of it; ``digest`` null for the last one.
+
+    ``override_rules`` sets aside rules of images, for administrators alone.
+    """
 
     max_bytes = USERS_BODY_MAX_BYTES
     repository: str
@@ -109,6 +112,7 @@ class WayBackBody(Body):
     digest: str | None = None
     reason: Annotated[str, Field(max_length=_REASON_MAX)] = ""
     dry_run: bool = False
+    override_rules: bool = False
 
 
 class RollbackBody(WayBackBody):
@@ -213,13 +217,15 @@ class TagResource:
         if is_narrowed or not decision.allowed:
             fault = Fault("", f"{caller.subject} needs the right to push {repository}:{tag}")
             raise ProblemError(403, "this is not yours to move", faults=[fault])
+        if body.override_rules and not policy.is_admin(caller.subject):
+            raise ProblemError(403, "only an administrator overrides rules of images")
         may_move = may_move and (caller.actions is None or Action.PUSH in caller.actions)
         return WayBack(self._routed(repository), tag, digest, steps, is_dry=body.dry_run, may_move=may_move)
 
     def _cause(self, request: web.Request, body: WayBackBody, kind: MoveKind) -> Cause:
         agent = request.headers.get("User-Agent", "")[:_USER_AGENT_MAX]
         actor = Actor(request[CALLER].subject, self._client_address(request), request_id.get(), agent)
-        return Cause(actor, kind, body.reason)
+        return Cause(actor, kind, body.reason, overrides_rules=body.override_rules)
 
     async def _check_pull(self, request: web.Request, repository: Repository, tag: Tag | None) -> Policy:
         """Raise ProblemError 403 unless the caller may pull: before any look-up, so that nothing shows what exists."""

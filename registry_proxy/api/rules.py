@@ -66,6 +66,21 @@ class RuleDocument(StatedRuleDocument):
     name: str
 
 
+class BaseBody(Body):
+    """An image that others may be built FROM: a tag, and the digest that it is or was; null for the one it is."""
+
+    repository: str
+    tag: str
+    digest: str | None = None
+
+
+class BaseDocument(Document):
+    """An image that is known as a base: its name, and the chain of its layers for each platform."""
+
+    name: str
+    chains: list[str]
+
+
 class AppliedRuleDocument(Document):
     """A rule that judges what a question is about."""
 

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.subjects import ONLY_IF_NEW, change_subject
+from registry_proxy.cli.tags import split_tag
 from registry_proxy.config.types import parse_duration, parse_size
 from registry_proxy.terminal.client import admin_client, given
-from registry_proxy.terminal.output import JsonOption, print_list, print_note, print_object
+from registry_proxy.terminal.output import JsonOption, counted, print_list, print_note, print_object, print_result
 
 rule_app = typer.Typer(help="Rules of images, judged when a tag is pushed, moved or deleted.", no_args_is_help=True)
 
@@ -169,6 +170,20 @@ def remove_rule(name: _Name) -> None:
     with admin_client() as admin:
         admin.call("DELETE", "rules", name)
         print_note(f"Rule {name} removed.")
+
+
+@rule_app.command("base")
+def register_base(
+    image: Annotated[str, typer.Argument(help="The image, such as base/debian:12.", show_default=False)],
+    digest: Annotated[str | None, typer.Option(help="What the tag was; what it is if not given.")] = None,
+    _json: JsonOption = False,
+) -> None:
+    """Register an image as a base that was not pushed through the service since there is a rule."""
+    repository, tag = split_tag(image)
+    body = {"repository": repository, "tag": tag, **given(digest=digest)}
+    with admin_client() as admin:
+        base = admin.call("POST", "bases", body=body, patient=True).document
+        print_result(base, f"{base['name']} is known as a base, {counted(len(base['chains']), 'platform')}.")
 
 
 def conditions_of(rule: Mapping[str, Any]) -> list[str]:

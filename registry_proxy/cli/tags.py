@@ -161,6 +161,9 @@ _Reason = Annotated[str, typer.Option(help="Why, for the history and the receive
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Only look whether it can be done.")]
 
 
+_Override = Annotated[bool, typer.Option("--override-rules", help="Move even an immutable tag; for administrators.")]
+
+
 @tag_app.command("rollback")
 def roll_back(
     *,
@@ -169,6 +172,7 @@ def roll_back(
     steps: Annotated[int | None, typer.Option(min=1, help="How many distinct digests back; 1 if not given.")] = None,
     reason: _Reason = "",
     dry_run: _Dry = False,
+    override_rules: _Override = False,
     _json: JsonOption = False,
 ) -> None:
     """Make a tag what it was before, at all replicas at once, as a push does.
@@ -178,7 +182,7 @@ def roll_back(
     if to is not None and steps is not None:
         raise typer.BadParameter("give either --to or --steps")
     body = given(digest=to, steps=steps)
-    _move("rollback", tag, {**body, "reason": reason, "dry_run": dry_run})
+    _move("rollback", tag, {**body, "reason": reason, "dry_run": dry_run, "override_rules": override_rules})
 
 
 @tag_app.command("restore")

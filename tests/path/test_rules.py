@@ -14,6 +14,7 @@ from tests.support.copied import Copies
 from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server
 from tests.support.servers import docker_registry, running, wait_until
 
+PASSWORD = "password of a user"
 SOURCE = "org.opencontainers.image.source"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 GIT = {SOURCE: "https://git.example/team/app"}
@@ -246,6 +247,10 @@ def test_a_rollback_respects_immutable_tags(proxy: Proxy, ann: User) -> None:
         make_rule(proxy, "t/back", immutable=["overwrite"])
         refused = admin.post("/tags/rollback", json={**asked, "digest": second.digest})
         assert (refused.status_code, "rule back, immutable" in refused.json()["detail"]) == (403, True)
+        override = {**asked, "digest": second.digest, "override_rules": True}
+        assert httpx.post(f"{admin.base_url}tags/rollback", json=override, auth=("ann", PASSWORD)).status_code == 403
+        assert admin.post("/tags/rollback", json=override).status_code == 200
+    assert ann.pull("t/back", "v1").digest == second.digest
 
 
 def test_explain_names_the_rules(proxy: Proxy, ann: User) -> None:
@@ -284,3 +289,44 @@ def test_floors_are_counted_by_layers(proxy: Proxy, ann: User) -> None:
     assert put(ann, "t/based/app", "v1", make_image(b"base", b"app")).status_code == 201
     assert put(ann, "t/based/app", "v1", make_image(b"1", b"2", b"app")).status_code == 201
     check_refused(put(ann, "t/based/app", "v1", make_image(b"1", b"app")), "bases")
+
+
+def test_a_violation_is_an_event(proxy: Proxy, ann: User) -> None:
+    """A subscription to rule_violated has an event with tag, digest, subject and reasons, for refusals and warnings."""
+    make_rule(proxy, "t/announced", max_layers=1)
+    with proxy.admin() as admin:
+        body = {"url": "http://127.0.0.1:1/", "events": ["rule_violated"], "repository": "t/announced"}
+        admin.put("/subscriptions/rules", json=body).raise_for_status()
+        bad = make_image(b"1", b"2")
+        check_refused(put(ann, "t/announced", "v1", bad), "max_layers")
+        make_rule(proxy, "t/announced", max_layers=1, mode="warn")
+        assert put(ann, "t/announced", "v1", bad).status_code == 201
+
+        def queued() -> list[dict[str, Any]]:
+            items: list[dict[str, Any]] = admin.get("/deliveries", params={"subscription": "rules"}).json()["items"]
+            return items
+
+        wait_until(lambda: len(queued()) == 2, "both events are queued")
+        events = [admin.get(f"/deliveries/{each['id']}").json()["event"] for each in queued()]
+        admin.delete("/subscriptions/rules").raise_for_status()
+    assert [each["detail"]["refused"] for each in events] == [True, False]
+    assert {(each["type"], each["tag"], each["digest"]) for each in events} == {("rule_violated", "v1", bad.digest)}
+    assert {each["actor"]["subject"] for each in events} == {"user:ann"}
+    assert [each["detail"]["violations"][0]["condition"] for each in events] == ["max_layers", "max_layers"]
+
+
+def test_a_base_is_registered(proxy: Proxy, ann: User) -> None:
+    """An image from before the rule is known once it is registered, by its tag or a digest that the tag was."""
+    ann.push("t/old/base", "1", make_image(b"old base"))
+    first = ann.pull("t/old/base", "1").digest
+    ann.push("t/old/base", "1", make_image(b"newer base"))
+    with proxy.admin() as admin:
+        rule = {"repository": "t/new/**", "bases": ["t/old/base:1"]}
+        admin.put("/rules/registered", json=rule).raise_for_status()
+    check_refused(put(ann, "t/new/app", "v1", make_image(b"old base", b"app")), "bases")
+    assert proxy.command("rule", "base", "t/old/base:1", "--digest", first).exit_code == 0
+    assert put(ann, "t/new/app", "v1", make_image(b"old base", b"app")).status_code == 201
+    check_refused(put(ann, "t/new/app", "v1", make_image(b"newer base", b"app")), "bases")
+    assert "is known as a base, 1 platform" in proxy.command("rule", "base", "t/old/base:1").output
+    assert put(ann, "t/new/app", "v1", make_image(b"newer base", b"app")).status_code == 201
+    assert proxy.command("rule", "base", "t/old/none:1").exit_code == 1

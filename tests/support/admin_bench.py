@@ -54,6 +54,8 @@ from registry_proxy.protocol.reference import Digest
 from registry_proxy.repair.exceptions import Exceptions
 from registry_proxy.repair.recovery import loss_warnings
 from registry_proxy.replication.manifests import count_recorded_tags, recorded_repositories
+from registry_proxy.rules.open import open_bases
+from registry_proxy.rules.reading import PushedImages
 from registry_proxy.store.open import open_store
 from registry_proxy.telemetry.metrics import PrometheusObserver
 from registry_proxy.upkeep.upstreams import Upstream as UpstreamServices
@@ -345,6 +347,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     readers={"main": reader},
                     writes=cast(Any, SimpleNamespace(manifests=None, uploads=Mock(), deletions=None)),
                 ),
+                bases=open_bases(store, pull, PushedImages(cache, holdings, {"main": reader})),
                 route=router.route,
                 known=KnownRepositories(
                     partial(recorded_repositories, store),
