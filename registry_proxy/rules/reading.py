@@ -1,7 +1,7 @@
 """Reading an image that was just pushed: manifests and configurations, from the cache or else from a replica."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 
 from registry_proxy.operations.contents import find_cached_manifest, links_of, unless_absent
 from registry_proxy.operations.refused_pushes import content_unknown
@@ -15,6 +15,23 @@ from registry_proxy.rules.image import JudgedImage, annotations_of, attestations
 CONFIG_MAX_BYTES = 1024 * 1024
 MANIFESTS_MAX = 100
 """Limit of the manifests that are read for one push: those of an index, and of the indexes in it."""
+
+
+READ_MAX_BYTES = 16 * 1024 * 1024
+"""Limit of the manifests and configurations that an index names, all together."""
+
+_LIMITS = f"{MANIFESTS_MAX} manifests, or {READ_MAX_BYTES // 1024**2} MiB of manifests and configurations"
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A manifest that waits to be described, with the annotations of the indexes that name it."""
+
+    manifest: Manifest
+    links: ManifestLinks
+    annotations: Mapping[str, str]
+    _: KW_ONLY
+    is_attestation: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +58,29 @@ class PushedImages:
             RegistryError: MANIFEST_BLOB_UNKNOWN for a configuration that the repository does not hold.
         """
         found: list[JudgedImage] = []
-        waiting = [(manifest, links, dict[str, str](), False)]
-        read, index = {manifest.descriptor.digest}, 0
+        waiting: list[_Named] = [_Named(manifest, links, {}, is_attestation=False)]
+        read, index, read_bytes = {manifest.descriptor.digest}, 0, 0
         while index < len(waiting):
-            each, named, annotations, may_be_left_out = waiting[index]
-            index += 1
-            attestations = attestations_of(each.body) if named.manifests else frozenset()
-            for child in named.manifests:
+            each, index = waiting[index], index + 1
+            if not each.links.manifests:
+                image = describe(each.manifest, each.links, each.annotations)
+                if image.is_image or not each.is_attestation:
+                    found.append(await self._configured(routed, image, each.links) if with_configs else image)
+                continue
+            attestations = attestations_of(each.manifest.body)
+            inherited = {**each.annotations, **annotations_of(each.manifest.body)}
+            for child in each.links.manifests:
                 if child.digest in read:
                     continue
                 read.add(child.digest)
-                if len(read) > MANIFESTS_MAX:
-                    return [_faulty(each.descriptor, f"the index names more than {MANIFESTS_MAX} manifests")]
+                if len(read) > MANIFESTS_MAX or read_bytes > READ_MAX_BYTES:
+                    return [_faulty(manifest.descriptor, f"the index names more than {_LIMITS}")]
                 if (body := await self._manifest(routed, child)) is None:
                     found.append(_faulty(child, f"the manifest {child.digest} of the index is not here"))
-                else:
-                    inherited = {**annotations, **annotations_of(each.body)}
-                    waiting.append((body, links_of(body), inherited, str(child.digest) in attestations))
-            if not named.manifests:
-                image = describe(each, named, annotations)
-                if image.is_image or not may_be_left_out:
-                    found.append(await self._configured(routed, image, named) if with_configs else image)
+                    continue
+                links_of_child, is_attestation = links_of(body), str(child.digest) in attestations
+                waiting.append(_Named(body, links_of_child, inherited, is_attestation=is_attestation))
+                read_bytes += len(body.body) + sum(blob.size_bytes for blob in links_of_child.blobs[:1])
         return found
 
     async def _manifest(self, routed: RoutedRepository, child: Descriptor) -> Manifest | None:
@@ -86,7 +105,7 @@ class PushedImages:
         """
         is_held = self.holdings.find(routed, ContentKind.BLOB, config.digest) is not None
         if is_held and (cached := self.cache.read_small(config.digest)) is not None:
-            return cached
+            return cached if len(cached) <= config.size_bytes else b""
         body = bytearray()
         try:
             async with self.readers[routed.upstream].open_blob(routed.repository, config.digest) as stream:

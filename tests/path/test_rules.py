@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -163,7 +164,15 @@ def test_an_index_is_judged_by_its_images(proxy: Proxy, ann: User) -> None:
 def test_a_large_configuration_is_refused(proxy: Proxy, ann: User) -> None:
     """A configuration of more than 1 MiB is not read, and its image not taken."""
     make_rule(proxy, "t/large", not_root=True)
-    check_refused(put(ann, "t/large", "v1", image(config={"User": "app", "Env": ["x" * 2**20]})), "readable")
+    large = image(config={"User": "app", "Env": ["x" * 2**20]})
+    check_refused(put(ann, "t/large", "v1", large), "readable")
+    stated = json.loads(large.manifest)
+    lying = replace(large, manifest=json.dumps({**stated, "config": {**stated["config"], "size": 100}}).encode())
+    check_refused(put(ann, "t/large", "v1", lying), "readable")
+    children = [image(config={"User": "app", "Env": [f"{number}" * 10**6]}) for number in range(1, 4)]
+    for child in children:
+        assert put(ann, "t/large", child.digest, child).status_code == 201
+    assert put(ann, "t/large", "few", index_of(*children)).status_code == 201
 
 
 def test_a_configuration_of_another_repository_is_not_shown(proxy: Proxy, ann: User) -> None:
@@ -197,7 +206,11 @@ def test_a_warning_lets_through(proxy: Proxy, ann: User) -> None:
 def test_a_refusal_is_audited_and_counted(proxy: Proxy, ann: User) -> None:
     """The audit log has the refusal with the rule."""
     make_rule(proxy, "t/audited", max_layers=1)
-    check_refused(put(ann, "t/audited", "v1", make_image(b"1", b"2")), "max_layers")
+    bad = make_image(b"1", b"2")
+    assert put(ann, "t/audited", bad.digest, bad).status_code == 201
+    with ann.client("t/audited", "pull,push") as client:  # refusals of one address share 20 lines a minute
+        headers = {"Content-Type": bad.media_type, "X-Forwarded-For": "192.0.2.7"}
+        check_refused(client.put("/manifests/v1", content=bad.manifest, headers=headers), "max_layers")
     assert proxy.metric("registry_proxy_rule_violations_total", condition="max_layers", mode="enforce") >= 1
     wait_until(
         lambda: bool(audited(proxy, repository="t/audited", outcome="denied")), "the refusal is in the audit log"
@@ -214,6 +227,10 @@ def test_immutable_tags_stay(proxy: Proxy, ann: User) -> None:
         assert put(ann, "t/fixed", tag, first).status_code == 201
         assert put(ann, "t/fixed", tag, first).status_code == 201
     check_refused(put(ann, "t/fixed", "v1", second), "immutable")
+    with ThreadPoolExecutor() as pool:
+        for round_ in range(3):
+            answers = list(pool.map(lambda one: put(ann, "t/fixed", f"new{round_}", one), (first, second)))  # noqa: B023
+            assert sorted(answer.status_code for answer in answers) == [201, 403]
     assert put(ann, "t/fixed", "latest", second).status_code == 201
     assert ann.pull("t/fixed", "v1").digest == first.digest
     with ann.client("t/fixed", "delete") as client:
