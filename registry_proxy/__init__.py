@@ -34,7 +34,7 @@ edge/fast_path takes the place of edge/{public,send} for a plain request whose a
 The path of a push::
 
     edge/registry -> edge/writes -> operations/push -> spool -> replication/{sessions,upload_stream,uploads} (a blob)
-        or operations/manifests -> replication/{manifests,journal,fanout} (a manifest) -> replica/client
+        or operations/manifests -> rules/judge, replication/{manifests,journal,fanout} (a manifest) -> replica/client
 
 The path of a grant::
 
