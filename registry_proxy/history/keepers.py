@@ -30,7 +30,7 @@ from registry_proxy.ports.journal import IntentKind
 from registry_proxy.ports.names import RoutedRepository, parse_routed
 from registry_proxy.ports.store import Record, Store, StoreChanges, Table, read_since
 from registry_proxy.protocol.descriptor import Manifest
-from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import (
     KEEPER_PREFIX,
     RESERVED_TAG_PREFIX,
@@ -48,6 +48,9 @@ _REVIEW_SECONDS = 3600.0
 _ATTEMPTS = 30
 _MANIFESTS_MAX = 1000
 """Limit of the manifests of one image, with its referrers."""
+
+_NOT_TO_BE_KEPT = {400, 404}
+"""The status for a manifest that was deleted or pushed past us, lost a part, or is none for a replica: for good."""
 
 _FAILURES = (RegistryError, UpstreamUnavailableError, FillFailedError, CacheUnavailableError, OSError)
 
@@ -171,8 +174,9 @@ class Keepers:
                 try:
                     await self._tools.writer.write(routed, tag, manifest, links_of(manifest), may_move_tags=True)
                 except RegistryError as error:
-                    if error.code is not ErrorCode.MANIFEST_UNKNOWN:  # it was deleted, or pushed past us
+                    if error.status not in _NOT_TO_BE_KEPT:
                         raise
+                    _log.info("%s of %s is not kept: %s", each, routed, error)
         return manifests.keys()
 
     async def _collect(self, routed: RoutedRepository, digest: Digest) -> Mapping[Digest, Manifest]:

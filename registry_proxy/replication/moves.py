@@ -13,7 +13,7 @@ from registry_proxy.ports.journal import IntentKey
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.store import Change, Record, Table
-from registry_proxy.protocol.reference import Digest, Tag
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag
 
 _MOVE = "move"
 """The field in the record of a deletion with the move that is entered when the tag is forgotten."""
@@ -79,7 +79,8 @@ def entered_delete(
 ) -> tuple[Sequence[Change], Mapping[str, int]]:
     """Return the change that enters the delete of a tag, and the field with its number for the record of the deletion.
 
-    A tag that has no history, such as a list of referrers that is written by the service itself, gets none.
+    A tag that has no history, such as a list of referrers that is written by the service itself, gets none, nor does a
+    reserved one that goes with its manifest.
 
     Args:
         key: of the tag.
@@ -89,7 +90,8 @@ def entered_delete(
     """
     last = last_moved(record, deletion)
     announced = None if deletion is None else deletion.value.get(_MOVE)
-    if announced is None and (record is None or not last):
+    is_ours = key.name.startswith(RESERVED_TAG_PREFIX)
+    if is_ours or (announced is None and (record is None or not last)):
         return [], last
     move = Move.by(replace(_UNKNOWN, kind=MoveKind.DELETE), None) if announced is None else Move.from_value(announced)
     if record is not None:

@@ -15,7 +15,7 @@ from registry_proxy.ports.rules import Condition, RuleMode, Verdict
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
-from registry_proxy.protocol.reference import Digest, Repository, Tag, is_referrers_tag
+from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Repository, Tag, is_referrers_tag
 from registry_proxy.rules.bases import KnownImages
 from registry_proxy.rules.current import CurrentRules
 from registry_proxy.rules.floors import chain_ids, floors_below, matches_base
@@ -123,13 +123,14 @@ class RuleJudge:
             await self._settle(_Write(routed, name, tag, digest, actor), found)
 
     async def _tags(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Iterable[tuple[Tag, str]]:
-        """Return the tags that a deletion ends, with their digests."""
+        """Return the tags of clients that a deletion ends, with their digests."""
         if not isinstance(tag_or_digest, Digest):
             record = await self._store.get(Table.TAGS, f"{routed}|{tag_or_digest}")
             return [(tag_or_digest, "" if record is None else record.value["digest"])]
         digest = str(tag_or_digest)
         records = await self._store.list(Table.TAGS, f"{routed}|")
-        return [(Tag(each.key.rpartition("|")[2]), digest) for each in records if each.value["digest"] == digest]
+        tags = [Tag(each.key.rpartition("|")[2]) for each in records if each.value["digest"] == digest]
+        return [(tag, digest) for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
 
     async def _with_floors(self, images: Sequence[JudgedImage], repository: str) -> Sequence[JudgedImage]:
         """Return images with the known ones on which each stands."""
