@@ -52,6 +52,15 @@ def wants_json() -> bool:
     return _wants_json.get()
 
 
+def _visible(text: str) -> str:
+    """Return a text whose control characters are escaped: labels and reasons are foreign, and a terminal obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def print_json(document: Any) -> None:
     """Print a document as JSON."""
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
@@ -77,17 +86,17 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_note(text: str) -> None:
     """Print a sentence for a person on standard error: standard output is for data."""
-    _console(stderr=True).print(Text(text))
+    _console(stderr=True).print(Text(_visible(text)))
 
 
 def print_error(error: CommandError) -> None:
     """Print an error: the message, each fault on a line of its own, and the next step."""
     console = _console(stderr=True)
-    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    console.print(Text.assemble(("error: ", "bold red"), _visible(error.message)))
     for fault in error.faults:
-        console.print(Text(f"  {fault}"))
+        console.print(Text(f"  {_visible(fault)}"))
     if error.hint is not None:
-        console.print(Text(error.hint))
+        console.print(Text(_visible(error.hint)))
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -155,7 +164,7 @@ def print_table(columns: Columns, rows: Sequence[Mapping[str, Any]], *, empty: s
     for heading in named.values():
         table.add_column(heading, no_wrap=True, overflow="ignore")
     for row in rows:
-        table.add_row(*(Text(format_value(row.get(key))) for key in named))
+        table.add_row(*(Text(_visible(format_value(row.get(key)))) for key in named))
     # Not measured within the console: there it is never wider than that.
     if console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum <= console.width:
         console.print(table)
@@ -177,7 +186,8 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     """Print one thing: a name and a value on each line, which is never folded here."""
     console, width = _console(), max(map(len, facts), default=0)
     for name, value in facts.items():
-        line = Text.assemble((name.ljust(width), "bold"), "  ", format_value(value))
+        lines = _visible(format_value(value)).replace("\n", f"\n{' ' * width}  ")
+        line = Text.assemble((_visible(name).ljust(width), "bold"), "  ", lines)
         console.print(line, soft_wrap=True)
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from registry_proxy.terminal.output import counted, format_value
+from registry_proxy.terminal.errors import CommandError
+from registry_proxy.terminal.output import counted, format_value, print_error, print_facts, print_note, print_table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,18 @@ def test_a_number_has_the_right_noun_and_verb() -> None:
     assert counted(2, "entry", plural="entries") == "2 entries"
     assert counted(1, "key", "are not repaired") == "1 key is not repaired"
     assert counted(2, "key", "were not repaired") == "2 keys were not repaired"
+
+
+def test_foreign_text_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters, marks of direction and halves of characters are escaped in whatever a command prints."""
+    evil = "a\x1b[2J\x9b1m\x07\u202e\ud800"
+    escaped = r"a\x1b[2J\x9b1m\x07\u202e\ud800"
+    print_facts({evil: [evil], "label": "one\ndigest  forged"})
+    print_table(("reason",), [{"reason": evil}], empty="")
+    print_note(evil)
+    print_error(CommandError(evil, faults=[evil], hint=evil))
+    printed = capsys.readouterr()
+    assert printed.out.count(escaped) == 3
+    assert printed.err.count(escaped) == 4
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
+    assert "\ndigest" not in printed.out
