@@ -137,6 +137,8 @@ def test_a_rule_refuses_one_image_and_takes_another(
     assert error["message"].endswith("See the wiki.")
     assert ann.head(repository, "manifests/v1").status_code == 404
     assert ann.push_manifest(repository, bad.digest, bad).status_code == 201
+    check_refused(ann.push_manifest(repository, f"{bad.digest}?tag=dev-0&tag=v1", bad), condition)
+    assert ann.head(repository, "manifests/v1").status_code == 404
     assert ann.push_manifest(repository, "dev-1", bad).status_code == 201
     check_refused(ann.push_manifest(repository, "v1", bad), condition)
     assert put(ann, repository, "v1", good).status_code == 201
