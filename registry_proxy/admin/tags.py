@@ -16,6 +16,7 @@ from registry_proxy.api.problems import Fault, ProblemError, invalid
 from registry_proxy.api.requests import PAGE, parse_page, read_query
 from registry_proxy.history.images import ImageFacts
 from registry_proxy.history.open import History
+from registry_proxy.history.promotions import Promotion
 from registry_proxy.history.record import RecordedTag
 from registry_proxy.history.ways_back import NoWayBackError, WayBack
 from registry_proxy.ports.history import Cause, Move, MoveKind
@@ -121,6 +122,17 @@ class RollbackBody(WayBackBody):
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
 
 
+class PromotionBody(Body):
+    """An image, by tag or digest, and the tag that it becomes; ``override_rules`` as for a way back."""
+
+    max_bytes = USERS_BODY_MAX_BYTES
+    source: str
+    target: str
+    reason: Annotated[str, Field(max_length=_REASON_MAX)] = ""
+    dry_run: bool = False
+    override_rules: bool = False
+
+
 class MovedTagDocument(Document):
     """A tag that was moved, or would be with ``dry_run``; ``previous`` null for one that was deleted."""
 
@@ -144,6 +156,7 @@ class TagResource:
         self._history = history.record
         self._images = history.images
         self._ways = history.ways
+        self._promotions = history.promotions
         self._client_address = client_address
         self._route = route
         self._control = control
@@ -204,12 +217,36 @@ class TagResource:
         with _explained():
             return MovedTagDocument.of(await self._ways.restore(way, self._cause(request, body, MoveKind.RESTORE)))
 
+    @Endpoint(
+        "POST /tags/promote", "Make a tag an image of another repository", statuses=(200,), audience=Audience.USERS
+    )
+    async def promote(self, request: web.Request, body: PromotionBody) -> MovedTagDocument:
+        """Copy an image within the proxy, with its children and all that refers to it."""
+        source, image = _image("source", body.source)
+        target, tag = _image("target", body.target)
+        if isinstance(tag, Digest):
+            raise invalid([Fault("#/target", "expected a tag, such as team/app:1.2")])
+        await self._check_pull(request, source, None if isinstance(image, Digest) else image)
+        may_move = await self._check_push(request, body, target, tag)
+        routed = self._routed(source), self._routed(target)
+        promotion = Promotion(routed[0], image, routed[1], tag, is_dry=body.dry_run, may_move=may_move)
+        with _explained():
+            cause = self._cause(request, body, MoveKind.PROMOTION)
+            return MovedTagDocument.of(await self._promotions.promote(promotion, cause))
+
     async def _way(self, request: web.Request, body: WayBackBody, steps: int) -> WayBack:
         """Return what a body asks for, once the caller may push the tag. Raises ProblemError."""
         repository, tag = _repository(body.repository), _tag(body.tag)
         digest = None if body.digest is None else _reference(body.digest)
         if digest is not None and not isinstance(digest, Digest):
             raise invalid([Fault("#/digest", "expected a digest, such as sha256: and 64 hexadecimal digits")])
+        may_move = await self._check_push(request, body, repository, tag)
+        return WayBack(self._routed(repository), tag, digest, steps, is_dry=body.dry_run, may_move=may_move)
+
+    async def _check_push(
+        self, request: web.Request, body: WayBackBody | PromotionBody, repository: Repository, tag: Tag
+    ) -> bool:
+        """Return whether the caller may move the tag if it exists. Raises ProblemError 403 without a right to it."""
         policy, caller = await self._control.policy(), request[CALLER]
         needed = {Action.PUSH, Action.CREATE}
         is_narrowed = not caller.may_manage or (caller.actions is not None and not needed & caller.actions)
@@ -219,10 +256,9 @@ class TagResource:
             raise ProblemError(403, "this is not yours to move", faults=[fault])
         if body.override_rules and not policy.is_admin(caller.subject):
             raise ProblemError(403, "only an administrator overrides rules of images")
-        may_move = may_move and (caller.actions is None or Action.PUSH in caller.actions)
-        return WayBack(self._routed(repository), tag, digest, steps, is_dry=body.dry_run, may_move=may_move)
+        return may_move and (caller.actions is None or Action.PUSH in caller.actions)
 
-    def _cause(self, request: web.Request, body: WayBackBody, kind: MoveKind) -> Cause:
+    def _cause(self, request: web.Request, body: WayBackBody | PromotionBody, kind: MoveKind) -> Cause:
         agent = request.headers.get("User-Agent", "")[:_USER_AGENT_MAX]
         actor = Actor(request[CALLER].subject, self._client_address(request), request_id.get(), agent)
         return Cause(actor, kind, body.reason, overrides_rules=body.override_rules)
@@ -276,6 +312,14 @@ def _reference(text: str) -> Tag | Digest:
     except RegistryError as error:
         raise ProblemError(400, f"reference: {error.message}") from None
     return reference if isinstance(reference, Digest) else _tag(reference)
+
+
+def _image(field: str, text: str) -> tuple[Repository, Tag | Digest]:
+    """Return repository and tag or digest of an image, such as team/app:1.2 or team/app@sha256:…."""
+    name, separator, reference = text.partition("@" if "@" in text else ":")
+    if not separator or ("@" in text and not isinstance(_reference(reference), Digest)):
+        raise invalid([Fault(f"#/{field}", "expected an image, such as team/app:1.2")])
+    return _repository(name), _reference(reference)
 
 
 def _id_of(move: Move) -> str:

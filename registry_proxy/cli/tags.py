@@ -161,7 +161,9 @@ _Reason = Annotated[str, typer.Option(help="Why, for the history and the receive
 _Dry = Annotated[bool, typer.Option("--dry-run", help="Only look whether it can be done.")]
 
 
-_Override = Annotated[bool, typer.Option("--override-rules", help="Move even an immutable tag; for administrators.")]
+_Override = Annotated[
+    bool, typer.Option("--override-rules", help="Move the tag against rules of images; for administrators.")
+]
 
 
 @tag_app.command("rollback")
@@ -193,11 +195,42 @@ def restore_tag(
     _move("restore", tag, {**given(digest=to), "reason": reason, "dry_run": dry_run})
 
 
+@tag_app.command("promote")
+def promote_image(
+    *,
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Image, such as dev/app:1.2 or dev/app@sha256:….", show_default=False),
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="The tag that it becomes, such as prod/app:1.2.", show_default=False)
+    ],
+    reason: _Reason = "",
+    dry_run: _Dry = False,
+    override_rules: _Override = False,
+    _json: JsonOption = False,
+) -> None:
+    """Make a tag an image of another repository, with its children, signatures and other referrers.
+
+    The content is copied within the proxy. It takes the right to pull the source, and to push the target.
+    """
+    source = ("@" if "@" in source else ":").join(split_image(source))
+    target = ":".join(split_tag(target))
+    with admin_client() as admin:
+        said = {"reason": reason, "dry_run": dry_run, "override_rules": override_rules}
+        asked = {"source": source, "target": target, **said}
+        moved = admin.call("POST", "tags", "promote", body=asked, patient=True).document
+        _print_moved(target, moved, is_dry=dry_run, absent="it was not there")
+
+
 def _move(verb: str, tag: str, body: Mapping[str, Any]) -> None:
     repository, name = split_tag(tag)
     with admin_client() as admin:
         asked = {"repository": repository, "tag": name, **body}
         moved = admin.call("POST", "tags", verb, body=asked, patient=True).document
-        was = "it was deleted" if moved["previous"] is None else f"it was {moved['previous']}"
-        change = "would be" if body["dry_run"] else "is"
-        print_result(moved, f"{repository}:{name} {change} {moved['digest']}; {was}.")
+        _print_moved(f"{repository}:{name}", moved, is_dry=body["dry_run"], absent="it was deleted")
+
+
+def _print_moved(tag: str, moved: Mapping[str, Any], *, is_dry: bool, absent: str) -> None:
+    was = absent if moved["previous"] is None else f"it was {moved['previous']}"
+    print_result(moved, f"{tag} {'would be' if is_dry else 'is'} {moved['digest']}; {was}.")

@@ -36,6 +36,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,4094}[\x21-\x7e])?")
 _OF_CLOUDEVENTS = (
     EventType.ROLLBACK,
     EventType.RESTORE,
+    EventType.PROMOTION,
     EventType.RULE_VIOLATED,
     EventType.REPLICA_DOWN,
     EventType.REPLICA_REPAIRED,

@@ -15,6 +15,7 @@ from registry_proxy.edge.origin import Origins
 from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.push import Push, UploadAnswer
 from registry_proxy.ports.events import AuditEvent, AuditLog
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import RoutedRepository, Router
 from registry_proxy.ports.uploads import UploadBody, UploadRef
 from registry_proxy.protocol.descriptor import MANIFEST_MAX_BYTES, Descriptor
@@ -124,7 +125,7 @@ class Writes:
                 body,
                 tags=call.request.tags,
                 may_move_tags=call.authorized.may_move_tags,
-                actor=actor_of(call, self.origins),
+                cause=Cause(actor_of(call, self.origins)),
             )
             call.made = pushed.descriptor.digest
             call.warnings = pushed.warnings

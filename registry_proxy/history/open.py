@@ -8,14 +8,19 @@ from typing import Protocol
 from registry_proxy.history.bounds import HistoryBounds, HistoryLimits
 from registry_proxy.history.images import ImageReader
 from registry_proxy.history.keepers import Keepers, KeeperTools, KeepLimits
+from registry_proxy.history.promotions import Promotions
 from registry_proxy.history.record import TagHistory
 from registry_proxy.history.ways_back import WaysBack
+from registry_proxy.operations.fallback_tags import FallbackTags
 from registry_proxy.operations.manifests import ManifestWriter
+from registry_proxy.operations.proofs import HoldingProofs
+from registry_proxy.operations.push import Push
+from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.warm import Warmer
 from registry_proxy.ports.deletions import Deletions
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.ports.store import Store, StoreChanges
-from registry_proxy.ports.uploads import BlobReplicas
+from registry_proxy.ports.uploads import BlobReplicas, UploadSessions
 
 
 class Writes(Protocol):
@@ -27,17 +32,24 @@ class Writes(Protocol):
     def uploads(self) -> BlobReplicas: ...
     @property
     def deletions(self) -> Deletions: ...
+    @property
+    def proofs(self) -> HoldingProofs: ...
+    @property
+    def sessions(self) -> UploadSessions: ...
+    @property
+    def fallback_tags(self) -> FallbackTags: ...
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The record of moves and its bounds, the images that tags are and were, what keeps them, and the ways back."""
+    """The record of moves and its bounds, images, what keeps them, the ways back, and promotions."""
 
     record: TagHistory
     bounds: HistoryBounds
     keepers: Keepers
     images: ImageReader
     ways: WaysBack
+    promotions: Promotions
 
     async def run(self) -> None:
         """Keep the record within its bounds, and the content of the newest moves, until cancelled."""
@@ -81,4 +93,19 @@ def open_history(
         check_writable=writes.uploads.check_writable,
     )
     bounds = HistoryBounds(store, changes, HistoryLimits())
-    return History(record, bounds, Keepers(tools, keep), ImageReader(pull), ways)
+    promotions = Promotions(record=record, warmer=warmer, push=_push(warmer, writes))
+    return History(record, bounds, Keepers(tools, keep), ImageReader(pull), ways, promotions)
+
+
+def _push(warmer: Warmer, writes: Writes) -> Push:
+    writer = writes.manifests
+    return Push(
+        spool=writer.spool,
+        cache=writer.cache,
+        holdings=writer.holdings,
+        proofs=writes.proofs,
+        sessions=writes.sessions,
+        blobs=writes.uploads,
+        writer=writer,
+        referrers=Referrers(pull=warmer.pull, tags=writes.fallback_tags),
+    )

@@ -25,7 +25,6 @@ from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError
 from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import ContentKind, RoutedRepository
-from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import (
     BlobReplicas,
     Spool,
@@ -180,7 +179,7 @@ class Push:
         *,
         tags: Sequence[Tag] = (),
         may_move_tags: bool,
-        actor: Actor | None = None,
+        cause: Cause | None = None,
     ) -> PushedManifest:
         """Take a manifest (spec end-7); it is whole at a quorum, or the caller hears an error.
 
@@ -204,7 +203,7 @@ class Push:
         if is_wrapper(body):
             raise wrapper_refused(digest)
         manifest = Manifest(Descriptor(media_type, digest, len(body)), body)
-        cause = None if actor is None else Cause(actor, content_bytes=links.content_bytes)
+        cause = None if cause is None else replace(cause, content_bytes=links.content_bytes)
         put = self._put_manifest(routed, tags or (None,), manifest, links, cause, may_move_tags=may_move_tags)
         return await run_to_end(put, "push of a manifest")
 

@@ -29,6 +29,9 @@ class EventType(StrEnum):
     RESTORE = "restore"
     """Somebody made a deleted tag what it was."""
 
+    PROMOTION = "promotion"
+    """Somebody made a tag an image of another repository."""
+
     RULE_VIOLATED = "rule_violated"
     """A client moved or deleted a tag against a rule: it was refused, or let through by one that only warns."""
 
@@ -48,11 +51,11 @@ class EventType(StrEnum):
     """Events were dropped, or lost with the store: the receiver compares with the registry."""
 
 
-TAG_MOVES = frozenset({EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE})
+TAG_MOVES = frozenset({EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE, EventType.PROMOTION})
 """The types that say what a tag is now. A receiver that knows pushes alone gets each as a push."""
 
-LATER_TYPES = ("promotion", "retention")
-"""The types that a subscription may name once their features are there."""
+LATER_TYPES = ("retention",)
+"""The types that a subscription may name once their feature is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,13 @@ def test_notation_signs_and_verifies(client: Client, subject: Callable[[str], st
 
 @pytest.mark.acceptance("cosign")
 @pytest.mark.parametrize("bundle", [True, False], ids=["bundle", "tags"])
-def test_cosign_signs_attests_and_cleans(client: Client, subject: Callable[[str], str], *, bundle: bool) -> None:
-    """A signature and an attestation are added, each as a referrer or on its own tag, are good, and are removed."""
+def test_cosign_signs_attests_and_cleans(
+    client: Client, subject: Callable[[str], str], outage: Proxy, *, bundle: bool
+) -> None:
+    """A signature and an attestation are added, each as a referrer or on its own tag, are good, and are removed.
+
+    Both are good where the image is promoted to, too.
+    """
     image = subject("cosign")
     (client.home / "predicate.json").write_text('{"built": "here"}')
     client.run("generate-key-pair")
@@ -91,5 +96,12 @@ def test_cosign_signs_attests_and_cleans(client: Client, subject: Callable[[str]
     check = ("--key", "cosign.pub", "--insecure-ignore-tlog")
     client.run("verify", *form, *check, image)
     client.run("verify-attestation", *form, *check, "--type", "custom", image)
+    promoted = image.replace("/cosign:", f"/cosign-{bundle}:".lower())
+    with outage.admin() as admin:
+        names = {side: one.partition("/")[2] for side, one in (("source", image), ("target", promoted))}
+        answer = admin.post("/tags/promote", json=names)
+        assert answer.status_code == 200, answer.text
+    client.run("verify", *form, *check, promoted)
+    client.run("verify-attestation", *form, *check, "--type", "custom", promoted)
     client.run("clean", "--force", image)
     assert client.attempt("verify", *form, *check, image).returncode != 0

@@ -22,7 +22,7 @@ GIVEN = {"environment": "production", "outcome": "succeeded"}
 ANSWER = json.dumps({"deployment": GIVEN})
 
 
-@pytest.mark.parametrize("kind", [EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE])
+@pytest.mark.parametrize("kind", [EventType.PUSH, EventType.ROLLBACK, EventType.RESTORE, EventType.PROMOTION])
 def test_an_answer_reports_on_its_event(kind: EventType) -> None:
     """Repository, tag and digest are those of the event, however the tag was moved."""
     event = replace(pushed(1), type=kind)

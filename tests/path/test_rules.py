@@ -272,6 +272,18 @@ def test_a_rollback_respects_immutable_tags(proxy: Proxy, ann: User) -> None:
     assert ann.pull("t/back", "v1").digest == second.digest
 
 
+def test_a_promotion_is_judged_by_the_rules_of_the_target(proxy: Proxy, ann: User) -> None:
+    """An image that its own repository may have is refused, unless an administrator overrides the rule."""
+    ann.push("t/dev", "v1", labelled(a="1"))
+    make_rule(proxy, "t/release", labels={SOURCE: "*"})
+    with proxy.admin() as admin:
+        asked = {"source": "t/dev:v1", "target": "t/release:v1"}
+        refused = admin.post("/tags/promote", json=asked)
+        assert (refused.status_code, "rule release" in refused.json()["detail"]) == (403, True)
+        assert ann.head("t/release", "manifests/v1").status_code == 404
+        assert admin.post("/tags/promote", json={**asked, "override_rules": True}).status_code == 200
+
+
 def test_explain_names_the_rules(proxy: Proxy, ann: User) -> None:
     """A question about a push lists the rules for its tag, one about a deletion those that forbid it."""
     make_rule(proxy, "t/explained", tags="v*", immutable=["overwrite"], not_root=True)

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -123,6 +122,7 @@ ADMIN_ROUTES = {
     "GET /tags/image": _USERS,
     "POST /tags/rollback": _USERS,
     "POST /tags/restore": _USERS,
+    "POST /tags/promote": _USERS,
     "GET /subscriptions": _OWNERS,
     "GET /subscriptions/{name}": _OWNERS,
     "PUT /subscriptions/{name}": _OWNERS,
@@ -345,7 +345,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     KeepLimits(0, 0),
                     warmer=Warmer(pull, _no_referrers),
                     readers={"main": reader},
-                    writes=cast(Any, SimpleNamespace(manifests=None, uploads=Mock(), deletions=None)),
+                    writes=cast(Any, Mock()),
                 ),
                 bases=open_bases(store, pull, PushedImages(cache, holdings, {"main": reader})),
                 route=router.route,

@@ -21,6 +21,7 @@ from registry_proxy.operations.referrers import Referrers
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.content import BlobCache, ByteStream, Holdings
 from registry_proxy.ports.errors import AbsenceUnknownError, CacheUnavailableError, UpstreamUnavailableError
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.replicas import HeldReferrers, ReplicaClient, ReplicaSet, StorageKind
@@ -397,7 +398,8 @@ class Pushing:
     ) -> Descriptor:
         """PUT a manifest into ``ROUTED``."""
         slot = tag if isinstance(tag, Digest) else Tag(tag)
-        put = self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move, actor=actor)
+        cause = None if actor is None else Cause(actor)
+        put = self.push.put_manifest(ROUTED, slot, media_type, manifest, may_move_tags=may_move, cause=cause)
         return (await put).descriptor
 
     async def intents(self) -> dict[str, list[str]]:
