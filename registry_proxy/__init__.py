@@ -19,7 +19,7 @@ The rooms of the house, from the foundation up; imports point down only (tests/t
     admission                    the way into the admin API: names, pages, logins, turns
     edge, admin, upkeep          the public listener; the admin listener, a file for each resource, as in cli
     node                         processes, workers, sockets
-    configured, starting         settings as the rooms' values; faults of a start in words
+    configured                   settings as the rooms' values; faults of a start in words
     app, load                    composition of a worker; its late loading
     offline, cli, terminal       work without the service; the commands; the admin client and output that they share
 

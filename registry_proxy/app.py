@@ -46,7 +46,6 @@ from registry_proxy.replication.open import Records, ReplicaTools, Writes, open_
 from registry_proxy.rules.open import open_bases, open_rules
 from registry_proxy.rules.reading import PushedImages
 from registry_proxy.spool.spool import DiskSpool
-from registry_proxy.starting import start_errors
 from registry_proxy.store.changes import StoreWatch
 from registry_proxy.store.open import open_store
 from registry_proxy.tasks import running
@@ -63,7 +62,7 @@ async def prepare(settings: Settings, admin_password: str | None) -> str | None:
 
     The first admin gets ``admin_password``, or a generated one, which is returned.
     """
-    with json_logging(), start_errors():
+    with json_logging(), configured.start_errors():
         prepare_cache(settings.cache.path, settings.audit_path)
         open_signer(configured.signing_options(settings.auth))
         async with open_store(settings.store_url, settings.changes_path) as (store, _):
@@ -99,7 +98,7 @@ async def run_worker(settings: Settings, context: WorkerContext) -> None:
         readers, writes = node.upstreams.readers, node.writes
         history = open_history(store, changes, keep, warmer=warmer, readers=readers, writes=writes)
         connections = configured.connections(settings, observer)
-        with start_errors():
+        with configured.start_errors():
             tls = await stack.enter_async_context(open_certificates(configured.tls_files(settings), observer))
         public = await run_public(
             app.handle, context.public_sockets, connections[PUBLIC], app.fast_path.answer, tls.get(PUBLIC)
@@ -146,7 +145,7 @@ async def _open_node(settings: Settings, observer: Observer, context: WorkerCont
     async with contextlib.AsyncExitStack() as stack:
         opening = open_store(settings.store_url, settings.changes_path, note_policy, may_create=False)
         store, changes = await stack.enter_async_context(opening)
-        with start_errors():
+        with configured.start_errors():
             access = await stack.enter_async_context(open_access(configured.access_options(settings), store, changes))
         directory = await stack.enter_async_context(contextlib.aclosing(Directory(store)))
         router = PrefixRouter(configured.routes(settings))

@@ -1,10 +1,14 @@
-"""The settings as the values that the rooms take: no room but ``node`` and ``cli`` knows the configuration."""
+"""The settings as the values that the rooms take, and the faults of a start in words.
+
+No room but ``node`` and ``cli`` knows the configuration.
+"""
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,7 +16,7 @@ from registry_proxy.access.control import AccessControl
 from registry_proxy.access.id_tokens import ClaimRule, TrustedIssuer
 from registry_proxy.access.issuer_keys import IssuerKeys
 from registry_proxy.access.ldap import LdapPasswords
-from registry_proxy.access.open import AccessOptions, SigningOptions
+from registry_proxy.access.open import AccessOptions, SigningKeyError, SigningOptions
 from registry_proxy.admin.ops import ADMIN, PUBLIC
 from registry_proxy.admission.auth import AdminGuard
 from registry_proxy.admission.plain_http import PlainHttp
@@ -20,7 +24,9 @@ from registry_proxy.admission.sites import Sites
 from registry_proxy.audit.open import AuditOptions
 from registry_proxy.audit.trail import AuditTrail
 from registry_proxy.audit.writer import Retention
+from registry_proxy.cache.layout import CacheMoveError, CacheSchemaError
 from registry_proxy.cache.open import CacheOptions
+from registry_proxy.config.errors import StartError
 from registry_proxy.config.model import (
     AuthSettings,
     LdapSettings,
@@ -29,15 +35,17 @@ from registry_proxy.config.model import (
     TlsSettings,
     UpstreamSettings,
 )
+from registry_proxy.directory.first_admin import FirstAdminError
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.edge.public import PublicOptions
 from registry_proxy.events.receivers import ReceiverLimits
-from registry_proxy.files.certificate import TlsFiles
+from registry_proxy.files.certificate import CertificateError, TlsFiles
 from registry_proxy.history.keepers import KeepLimits
 from registry_proxy.http.connections import ConnectionLimits, Connections
 from registry_proxy.node.worker import WorkerContext
 from registry_proxy.operations.tags import TagRules
+from registry_proxy.ports.errors import StoreUnavailableError
 from registry_proxy.ports.metrics import Listener, Observer
 from registry_proxy.ports.names import StaleReason
 from registry_proxy.ports.replicas import StorageKind
@@ -45,6 +53,7 @@ from registry_proxy.protocol.addresses import is_loopback
 from registry_proxy.protocol.patterns import compile_text_pattern
 from registry_proxy.replica.connections import ReplicaAddress, Timeouts
 from registry_proxy.replication.open import RecordOptions
+from registry_proxy.store.schema import SchemaTooNewError
 from registry_proxy.upstream.replicas import UpstreamConfig
 from registry_proxy.upstream.routing import Route
 
@@ -272,3 +281,16 @@ def keep_limits(settings: Settings) -> KeepLimits:
     """Return the moves of each tag whose content is kept."""
     kept = settings.history.keep_content
     return KeepLimits(kept.moves, kept.age_seconds)
+
+
+@contextlib.contextmanager
+def start_errors() -> Iterator[None]:
+    """Report a fault that an operator can correct as a StartError."""
+    try:
+        yield
+    except SigningKeyError as error:
+        raise StartError(f"auth.signing_key_file: {error}") from error
+    except (CertificateError, FirstAdminError) as error:
+        raise StartError(str(error)) from error
+    except (CacheMoveError, CacheSchemaError, SchemaTooNewError, StoreUnavailableError) as error:
+        raise StartError(str(error)) from error

@@ -47,11 +47,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         " telemetry upkeep",
         "node": "cache config files ports tasks telemetry",
         "offline": "access directory files operations ports protocol replica store tasks telemetry",
-        "configured": "access admin admission audit cache config edge events files history http node operations"
-        " ports protocol replica replication upstream",
-        "starting": "access cache config directory files ports store",
+        "configured": "access admin admission audit cache config directory edge events files history http node"
+        " operations ports protocol replica replication store upstream",
         "app": "access admin audit cache config configured directory edge events history http node operations"
-        " ports repair replication rules spool starting store tasks telemetry upkeep upstream",
+        " ports repair replication rules spool store tasks telemetry upkeep upstream",
         "load": "app node",
         "terminal": "config files protocol",
         "cli": "config load node offline ports protocol terminal",
