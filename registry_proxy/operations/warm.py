@@ -3,14 +3,14 @@
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from registry_proxy.operations.contents import links_of
 from registry_proxy.operations.pull import Pull
 from registry_proxy.ports.errors import CacheUnavailableError, FillFailedError, UpstreamUnavailableError
 from registry_proxy.ports.names import RoutedRepository
-from registry_proxy.protocol.descriptor import Descriptor, Manifest, parse_manifest
+from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks, parse_manifest
 from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.platform import Platform, platforms_of
 from registry_proxy.protocol.reference import Digest, Tag
@@ -163,29 +163,36 @@ class Warmer:
     async def _find_blobs(
         self, routed: RoutedRepository, manifest: Manifest, platforms: frozenset[Platform]
     ) -> list[Descriptor]:
-        links = parse_manifest(manifest.body, manifest.descriptor.media_type)
-        blobs = list(links.blobs)
-        stated = platforms_of(manifest.body) if platforms and links.manifests else {}
-        chosen = [
-            child
-            for child in links.manifests
-            if not platforms or any(wanted.matches(stated.get(str(child.digest))) for wanted in platforms)
-        ]
-        if platforms and links.manifests and not chosen:
-            raise RegistryError(
-                ErrorCode.MANIFEST_UNKNOWN,
-                f"the index has no image for {', '.join(sorted(map(str, platforms)))}",
-                detail={"digest": str(manifest.descriptor.digest)},
-            )
-        for child in chosen:
-            answer = await self.pull.get_manifest(routed, child.digest)
-            blobs += await self._find_blobs(routed, answer.manifest, platforms)
-        return blobs + await self._find_blobs_of_referrers(routed, manifest.descriptor.digest)
-
-    async def _find_blobs_of_referrers(self, routed: RoutedRepository, subject: Digest) -> list[Descriptor]:
+        """Return the blobs of an image and of its referrers; each manifest counts once, by however many ways."""
         blobs: list[Descriptor] = []
-        for digest in await self.find_referrers(routed, subject):
-            answer = await self.pull.get_manifest(routed, digest)
-            blobs += links_of(answer.manifest).blobs
-            blobs += await self._find_blobs_of_referrers(routed, digest)
+        seen = {manifest.descriptor.digest}
+        waiting = [(manifest, False)]
+        while waiting:
+            each, is_referrer = waiting.pop()
+            links = links_of(each) if is_referrer else parse_manifest(each.body, each.descriptor.media_type)
+            blobs += links.blobs
+            children = {} if is_referrer else _chosen(each, links, platforms)
+            referrers = await self.find_referrers(routed, each.descriptor.digest)
+            for digest in (*children, *referrers):
+                if digest not in seen:
+                    seen.add(digest)
+                    answer = await self.pull.get_manifest(routed, digest)
+                    waiting.append((answer.manifest, digest not in children))
         return blobs
+
+
+def _chosen(manifest: Manifest, links: ManifestLinks, platforms: frozenset[Platform]) -> Mapping[Digest, None]:
+    """Return the images of an index that are for some platforms, all for none. Raises MANIFEST_UNKNOWN for no image."""
+    stated = platforms_of(manifest.body) if platforms and links.manifests else {}
+    chosen = [
+        child.digest
+        for child in links.manifests
+        if not platforms or any(wanted.matches(stated.get(str(child.digest))) for wanted in platforms)
+    ]
+    if platforms and links.manifests and not chosen:
+        raise RegistryError(
+            ErrorCode.MANIFEST_UNKNOWN,
+            f"the index has no image for {', '.join(sorted(map(str, platforms)))}",
+            detail={"digest": str(manifest.descriptor.digest)},
+        )
+    return dict.fromkeys(chosen)  # in their order, and quickly looked up

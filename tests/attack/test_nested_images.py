@@ -5,6 +5,7 @@ A user who may push can make each of them with a few requests.
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from registry_proxy.history.images import ImageReader
 from registry_proxy.history.keepers import Keepers, KeeperTools, KeepLimits
 from registry_proxy.history.record import TagHistory
 from registry_proxy.history.ways_back import NoWayBackError, WayBack, WaysBack
+from registry_proxy.operations.warm import Warmer, WarmProgress
 from registry_proxy.ports.history import Cause, MoveKind
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.store import Table
 from registry_proxy.protocol.descriptor import OCI_INDEX, Manifest
-from registry_proxy.protocol.reference import KEEPER_PREFIX, Repository, Tag
+from registry_proxy.protocol.reference import KEEPER_PREFIX, Digest, Repository, Tag
 from tests.operations.test_warm import Bench as PullBench
 from tests.repair.test_repair import push
 from tests.repair.test_verify import put_past
@@ -195,3 +197,22 @@ async def test_a_deleted_child_is_restored_with_its_index(setting: Bench) -> Non
     assert moved.digest == top.digest
     assert setting.a.tags[REPOSITORY, V1] == top.digest
     assert (REPOSITORY, child.digest) in setting.b.manifests
+
+
+async def test_warming_walks_no_path_twice(caplog: pytest.LogCaptureFixture) -> None:
+    """Shared levels are read once, a chain is followed to its end, and each blob is filled."""
+    for built in (doubled(image(b"layer"), 12), chain(image(b"layer"), 1200)):
+        setting = PullBench()
+        for parts in built:
+            setting.add(parts)
+        looked_up: list[Digest] = []
+        warmer = Warmer(setting.pull, partial(_no_referrers, looked_up))
+        await warmer.warm(APP, built[-1].digest, frozenset(), progress := WarmProgress("deep"))
+        assert (progress.error, progress.blobs_done) == ("", 2)
+        assert len(looked_up) <= len(built)
+    assert caplog.messages == []
+
+
+async def _no_referrers(looked_up: list[Digest], _: RoutedRepository, subject: Digest) -> Sequence[Digest]:
+    looked_up.append(subject)
+    return ()
