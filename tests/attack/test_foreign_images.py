@@ -108,7 +108,7 @@ def test_a_rule_judges_each_of_them(proxy: Proxy, ann: User) -> None:
     assert found == {403}
 
 
-VALUES = [
+VALUES: list[Any] = [
     None,
     True,
     -1,
