@@ -163,7 +163,8 @@ class RuleJudge:
         for each in found:
             mode = RuleMode.ENFORCE if each.rule.is_enforced else RuleMode.WARN
             self._observer.observe(RuleViolation(each.condition, mode))
-            _log.warning("%s %s:%s by %s: %s", verb, write.repository, write.tag, write.actor.subject, each)
+            below = f" It stands on {each.hidden}." if each.hidden else ""
+            _log.warning("%s %s:%s by %s: %s%s", verb, write.repository, write.tag, write.actor.subject, each, below)
         detail = {"refused": is_refused, "violations": _documents(found)}
         try:
             entry = await self._outbox.entry(

@@ -13,12 +13,16 @@ _SHOWN_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule that is violated: which condition, why, and what to do."""
+    """A rule that is violated: which condition, why, and what to do.
+
+    ``hidden`` is for the log alone: names of repositories that the client may not see.
+    """
 
     rule: Rule
     condition: Condition
     reason: str
     remedy: str
+    hidden: str = ""
 
     def __str__(self) -> str:
         advice = f" {self.rule.advice}" if self.rule.advice else ""
@@ -111,14 +115,19 @@ def _violations_of_floors(
         nearest = floors[-1].names if floors else ()
         is_allowed = any(matches_base(rule.bases, name) for name in nearest) if floors else SCRATCH in rule.bases
         if not is_allowed:
-            found = f"on {_shown(nearest[0])}" if floors else "on no known base"
+            found = f"on another image up to layer {floors[-1].layer_count}" if floors else "on no known base"
             remedy = f"build FROM one of {_listed(rule.bases)}"
-            yield Violation(rule, Condition.BASES, f"the image stands {found}", remedy)
+            yield Violation(rule, Condition.BASES, f"the image stands {found}", remedy, _stack(floors[-1:]))
     below = [floor for floor in floors if floor.layer_count < image.layer_count]
     if rule.max_floors is not None and len(below) + 1 > rule.max_floors:
-        stack = " on ".join(_shown(floor.names[0]) for floor in reversed(below))
-        reason = f"the image is floor {len(below) + 1}, on {stack}; {rule.max_floors} are allowed"
-        yield Violation(rule, Condition.MAX_FLOORS, reason, "build FROM an image further below")
+        ends = ", ".join(str(floor.layer_count) for floor in below)
+        reason = f"the image is floor {len(below) + 1}: others end at layer {ends}; {rule.max_floors} are allowed"
+        remedy = "build FROM an image further below"
+        yield Violation(rule, Condition.MAX_FLOORS, reason, remedy, _stack(below))
+
+
+def _stack(floors: Sequence[Floor]) -> str:
+    return " on ".join(_shown(floor.names[0]) for floor in reversed(floors))
 
 
 def is_root(user: str) -> bool:

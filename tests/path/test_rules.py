@@ -309,7 +309,9 @@ def test_floors_are_counted_by_layers(proxy: Proxy, ann: User) -> None:
     for name, layers in (("system", [b"1"]), ("middle", [b"1", b"2"]), ("app", [b"1", b"2", b"3"])):
         assert put(ann, f"t/floors/{name}", "v1", make_image(*layers)).status_code == 201
     error = check_refused(put(ann, "t/floors/fourth", "v1", make_image(b"1", b"2", b"3", b"4")), "max_floors")
-    assert "on t/floors/app:v1 on t/floors/middle:v1 on t/floors/system:v1; 3 are allowed" in error["message"]
+    assert "is floor 4: others end at layer 1, 2, 3; 3 are allowed" in error["message"]
+    assert "t/floors/app" not in json.dumps(error)
+    assert "It stands on t/floors/app:v1 on t/floors/middle:v1 on t/floors/system:v1." in proxy.log_text()
     assert put(ann, "t/floors/app", "v2", make_image(b"1", b"2", b"3", b"4")).status_code == 201
     assert put(ann, "t/floors/other", "v1", make_image(b"1", b"2", b"5", b"6")).status_code == 201
     with proxy.admin() as admin:

@@ -128,10 +128,10 @@ SYSTEM, COPY = Floor(1, ["base/system:1"]), Floor(2, ["other/same:1"])
         ({"bases": ["base/**"]}, [SYSTEM], ""),
         ({"bases": ["base/**"]}, [], "on no known base"),
         ({"bases": ["base/**", "scratch"]}, [], ""),
-        ({"bases": ["base/**"]}, [SYSTEM, COPY], "on other/same:1"),
+        ({"bases": ["base/**"]}, [SYSTEM, COPY], "on another image up to layer 2"),
         ({"max_floors": 2}, [SYSTEM], ""),
         ({"max_floors": 1}, [], ""),
-        ({"max_floors": 1}, [SYSTEM], "is floor 2, on base/system:1; 1 are allowed"),
+        ({"max_floors": 1}, [SYSTEM], "is floor 2: others end at layer 1; 1 are allowed"),
         ({"max_floors": 2}, [SYSTEM, COPY], ""),  # an image with the same layers is no floor below
     ],
 )
@@ -140,6 +140,8 @@ def test_floors_are_judged(fields: dict[str, Any], floors: list[Floor], reason: 
     image = replace(configured(diff_ids=LAYERS), floors=floors)
     found = list(violations_of(rule(**fields), [image], NOW))
     assert [reason in each.reason for each in found] == [True] * bool(reason)
+    assert [each for each in found if "system:" in str(each) or "same:" in str(each)] == []
+    assert all(bool(each.hidden) == bool(floors) for each in found)
 
 
 def test_layers_must_be_stated_where_floors_count() -> None:
