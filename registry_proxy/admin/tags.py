@@ -229,7 +229,16 @@ class TagResource:
         await self._check_pull(request, source, None if isinstance(image, Digest) else image)
         may_move = await self._check_push(request, body, target, tag)
         routed = self._routed(source), self._routed(target)
-        promotion = Promotion(routed[0], image, routed[1], tag, is_dry=body.dry_run, may_move=may_move)
+        policy, subject = await self._control.policy(), request[CALLER].subject
+        promotion = Promotion(
+            routed[0],
+            image,
+            routed[1],
+            tag,
+            is_dry=body.dry_run,
+            may_move=may_move,
+            may_push=lambda each: policy.decide_request(subject, target, Action.PUSH, each)[0].allowed,
+        )
         with _explained():
             cause = self._cause(request, body, MoveKind.PROMOTION)
             return MovedTagDocument.of(await self._promotions.promote(promotion, cause))

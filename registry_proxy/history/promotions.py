@@ -7,7 +7,7 @@ do. The tag is written last, and judged as a push is; a promotion that was inter
 import os
 from asyncio import to_thread
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from registry_proxy.history.record import TagHistory
@@ -22,6 +22,7 @@ from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.uploads import UploadBody, Uploader
 from registry_proxy.protocol.descriptor import Manifest
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
 from registry_proxy.protocol.reference import Digest, Tag, fallback_tags, parse_digest
 
 _MANIFESTS_MAX = 1000
@@ -42,6 +43,7 @@ class Promotion:
         tag: the tag.
         is_dry: whether it is only looked whether it can be done.
         may_move: whether the caller may move tags that exist.
+        may_push: tells whether the caller may push a tag of the target: for those of signatures.
     """
 
     source: RoutedRepository
@@ -50,6 +52,7 @@ class Promotion:
     tag: Tag
     is_dry: bool = False
     may_move: bool = True
+    may_push: Callable[[Tag], bool] = lambda _: True
 
 
 @dataclass(slots=True)
@@ -92,6 +95,8 @@ class Promotions:
         if not promotion.may_move and current not in {None, digest}:
             raise tag_exists(tag)
         collected = await self._collect(promotion.source, digest)
+        if promotion.source != target:
+            await self._leave_out_known_tags(promotion, collected)
         if not promotion.is_dry:
             await self._write(promotion, digest, collected, cause)
             moves = await self.record.moves(target, tag, limit=_LOOKED_AT)
@@ -161,6 +166,15 @@ class Promotions:
 
     # ------------------------------------------------------------ at the target
 
+    async def _leave_out_known_tags(self, promotion: Promotion, collected: _Collected) -> None:
+        """Keep the tags of signatures that the target does not have. Raises DENIED for one that is not the caller's."""
+        for tag in list(collected.tags):
+            if await unless_absent(self.warmer.pull.head_manifest(promotion.target, tag)) is not None:
+                del collected.tags[tag]
+            elif not promotion.may_push(tag):
+                message = f"the image is signed, and the tag of its signature is not yours to push: {tag}"
+                raise RegistryError(ErrorCode.DENIED, message, status=403)
+
     async def _write(self, promotion: Promotion, wanted: Digest, collected: _Collected, cause: Cause) -> None:
         """Copy what is collected, the image itself last."""
         target = promotion.target
@@ -171,8 +185,7 @@ class Promotions:
                 if digest != wanted:
                     await self._put(target, digest, collected, cause)
             for tag, digest in collected.tags.items():
-                if await unless_absent(self.warmer.pull.head_manifest(target, tag)) is None:
-                    await self._put(target, digest, collected, cause, tag)
+                await self._put(target, digest, collected, cause, tag)
         await self._put(target, wanted, collected, cause, promotion.tag, may_move=promotion.may_move)
 
     async def _put(
