@@ -311,7 +311,8 @@ def test_floors_are_counted_by_layers(proxy: Proxy, ann: User) -> None:
     error = check_refused(put(ann, "t/floors/fourth", "v1", make_image(b"1", b"2", b"3", b"4")), "max_floors")
     assert "is floor 4: others end at layer 1, 2, 3; 3 are allowed" in error["message"]
     assert "t/floors/app" not in json.dumps(error)
-    assert "It stands on t/floors/app:v1 on t/floors/middle:v1 on t/floors/system:v1." in proxy.log_text()
+    stack = "It stands on t/floors/app:v1 on t/floors/middle:v1 on t/floors/system:v1."
+    wait_until(lambda: stack in proxy.log_text(), "the log has their names")
     assert put(ann, "t/floors/app", "v2", make_image(b"1", b"2", b"3", b"4")).status_code == 201
     assert put(ann, "t/floors/other", "v1", make_image(b"1", b"2", b"5", b"6")).status_code == 201
     with proxy.admin() as admin:
