@@ -11,6 +11,7 @@ from registry_proxy.admin.deliveries import DeliveryResource
 from registry_proxy.admin.deployments import DeploymentResource
 from registry_proxy.admin.grants import GrantResource
 from registry_proxy.admin.groups import GroupResource
+from registry_proxy.admin.manifests import ManifestResource
 from registry_proxy.admin.me import MeResource
 from registry_proxy.admin.ops import StateSource, add_ops_routes
 from registry_proxy.admin.policy import PolicyResource
@@ -119,6 +120,7 @@ def make_admin_app(services: AdminServices) -> web.Application:
         ComparisonResource(services.upstreams),
         RepositoryResource(services.known),
         TagResource(services.history, services.route, control, services.guard.client_address),
+        ManifestResource(services.history.purge, services.route, services.guard.client_address),
         AuditResource(services.audit_files),
         RuleResource(directory.rules, services.bases, services.route),
         SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),

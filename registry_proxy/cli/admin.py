@@ -15,6 +15,7 @@ from registry_proxy.cli.groups import group_app
 from registry_proxy.cli.importing import import_
 from registry_proxy.cli.keys import key_app
 from registry_proxy.cli.login import login, logout
+from registry_proxy.cli.manifests import manifest_app
 from registry_proxy.cli.me import change_password, whoami
 from registry_proxy.cli.node import reload_configuration, show_openapi
 from registry_proxy.cli.policy import policy_app
@@ -76,6 +77,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(subscription_app, name="subscription", cls=Commands)
     app.add_typer(event_app, name="event", cls=Commands)
     app.add_typer(tag_app, name="tag", cls=Commands)
+    app.add_typer(manifest_app, name="manifest", cls=Commands)
     app.add_typer(deployment_app, name="deployment", cls=Commands)
     app.add_typer(repository_app, name="repository", cls=Commands)
     app.add_typer(cache_app, name="cache", cls=Commands)

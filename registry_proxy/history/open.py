@@ -9,9 +9,11 @@ from registry_proxy.history.bounds import HistoryBounds, HistoryLimits
 from registry_proxy.history.images import ImageReader
 from registry_proxy.history.keepers import Keepers, KeeperTools, KeepLimits
 from registry_proxy.history.promotions import Promotions
+from registry_proxy.history.purge import Purge, PurgedContent, dropping
 from registry_proxy.history.record import TagHistory
 from registry_proxy.history.ways_back import WaysBack
 from registry_proxy.operations.fallback_tags import FallbackTags
+from registry_proxy.operations.manage import Manage
 from registry_proxy.operations.manifests import ManifestWriter
 from registry_proxy.operations.proofs import HoldingProofs
 from registry_proxy.operations.push import Push
@@ -42,7 +44,7 @@ class Writes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The record of moves and its bounds, images, what keeps them, the ways back, and promotions."""
+    """The record of moves and its bounds, images, what keeps them, the ways back, promotions, and purges."""
 
     record: TagHistory
     bounds: HistoryBounds
@@ -50,10 +52,12 @@ class History:
     images: ImageReader
     ways: WaysBack
     promotions: Promotions
+    purge: Purge
+    purged: PurgedContent
 
     async def run(self) -> None:
-        """Keep the record within its bounds, and the content of the newest moves, until cancelled."""
-        await asyncio.gather(self.bounds.run(), self.keepers.run())
+        """Keep the record within its bounds, the newest content, and the cache free of what was purged."""
+        await asyncio.gather(self.bounds.run(), self.keepers.run(), self.purged.run())
 
 
 def open_history(
@@ -93,8 +97,13 @@ def open_history(
         check_writable=writes.uploads.check_writable,
     )
     bounds = HistoryBounds(store, changes, HistoryLimits())
-    promotions = Promotions(record=record, warmer=warmer, push=_push(warmer, writes))
-    return History(record, bounds, Keepers(tools, keep), ImageReader(pull), ways, promotions)
+    push = _push(warmer, writes)
+    promotions = Promotions(record=record, warmer=warmer, push=push)
+    manage = Manage(holdings=push.holdings, proofs=push.proofs, deletions=writes.deletions, referrers=push.referrers)
+    purge = Purge(store=store, record=record, pull=pull, manage=manage, writer=writes.manifests)
+    purged = PurgedContent(store, changes, dropping(writes.manifests))
+    keepers = Keepers(tools, keep)
+    return History(record, bounds, keepers, ImageReader(pull), ways, promotions, purge, purged)
 
 
 def _push(warmer: Warmer, writes: Writes) -> Push:

@@ -44,6 +44,14 @@ class TagHistory:
         keys = [(Table.MANIFESTS, f"{routed}|{digest}"), (Table.DELETIONS, str(deletion))]
         return any(record is not None for record in await self._store.get_all(keys))
 
+    async def purged(self, routed: RoutedRepository, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Return those of some manifests that were purged, and not pushed again."""
+        keys = [f"{routed}|{digest}" for digest in digests]
+        purged = await self._store.get_all([(Table.PURGED, key) for key in keys])
+        pushed = await self._store.get_all([(Table.MANIFESTS, key) for key in keys])
+        found = zip(digests, purged, pushed, strict=True)
+        return [digest for digest, purge, push in found if purge is not None and push is None]
+
     async def last_moves(self, tags: Collection[RecordedTag]) -> Mapping[Tag, Move]:
         """Return the last move of each tag that has a history, by one question."""
         keys = {tag.tag: tag.move for tag in tags if tag.move is not None}

@@ -129,6 +129,8 @@ class WaysBack:
         self, way: WayBack, wanted: Digest, current: Digest | None, moves: Sequence[Move], cause: Cause
     ) -> MovedTag:
         manifests = await self._collect(way.routed, wanted, with_deleted=cause.kind is MoveKind.RESTORE)
+        if purged := await self.record.purged(way.routed, [manifest.descriptor.digest for manifest in manifests]):
+            raise NoWayBackError(f"{wanted} was purged", [f"manifest {digest}" for digest in purged])
         if not way.is_dry:
             self.check_writable(way.routed.upstream)
             await run_to_end(self._write(way, manifests, _at_registry(cause, moves)), f"{cause.kind} of a tag")

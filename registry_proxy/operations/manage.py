@@ -26,11 +26,17 @@ class Manage:
     referrers: Referrers
 
     async def delete_manifest(
-        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None = None
+        self,
+        routed: RoutedRepository,
+        tag_or_digest: Tag | Digest,
+        actor: Actor | None = None,
+        *,
+        overrides_rules: bool = False,
     ) -> Digest:
         """Delete a manifest by digest, with every tag on it, or a tag alone (spec end-9); return the digest.
 
         The content goes with the digest: a manifest that was pushed by its sha512 as well is gone by both.
+        Only an administrator may override the rules of images, and only for a digest.
 
         Raises:
             RegistryError: UNSUPPORTED (405) where the replicas do not delete; DENIED (403) on a read-only upstream, or
@@ -39,7 +45,8 @@ class Manage:
         """
         self.deletions.check_writable(routed.upstream)
         if isinstance(tag_or_digest, Digest):
-            return await run_to_end(self._delete_manifest(routed, tag_or_digest, actor), "delete of a manifest")
+            delete = self._delete_manifest(routed, tag_or_digest, actor, overrides_rules=overrides_rules)
+            return await run_to_end(delete, "delete of a manifest")
         return await run_to_end(self._delete_tag(routed, tag_or_digest, actor), "delete of a tag")
 
     async def delete_blob(self, routed: RoutedRepository, digest: Digest) -> None:
@@ -54,7 +61,9 @@ class Manage:
             self.holdings.end_tag(routed, tag)
             return digest
 
-    async def _delete_manifest(self, routed: RoutedRepository, digest: Digest, actor: Actor | None) -> Digest:
+    async def _delete_manifest(
+        self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, overrides_rules: bool
+    ) -> Digest:
         """Delete a manifest under each digest by which the repository holds it, the one that was named last."""
         await self.proofs.require(routed, ContentKind.MANIFEST, digest)
         manifest = await self._find_manifest(routed, digest)
@@ -62,7 +71,7 @@ class Manage:
         async with AsyncExitStack() as leases:
             for name in sorted([digest, *others], key=str):
                 await leases.enter_async_context(self.deletions.lease(routed, name))
-            for name in (digest, *others):
+            for name in () if overrides_rules else (digest, *others):
                 await self.deletions.check_rules(routed, name, actor)
             deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
             for name in deleted:

@@ -161,6 +161,11 @@ class HoldingProofs:
         if kind is ContentKind.BLOB and not self._separations[routed.upstream].is_apart(kind):
             await self._pushed.forget(routed, digest)
 
+    async def named(self, routed: RoutedRepository) -> Collection[Digest]:
+        """Return what the manifests of a repository name now, and these; those past us without a tag are not known."""
+        self._walked.pop(routed, None)
+        return await self._walk(routed)
+
     # ------------------------------------------------------------ proof
 
     async def _is_proved(self, routed: RoutedRepository, kind: ContentKind, digest: Digest) -> bool:

@@ -46,6 +46,7 @@ class Table(StrEnum):
     MOVES = "moves"  # the history of tags, the newest of each first: see ports.history
     RULES = "rules"  # of images
     BASES = "bases"  # images on which others may stand, by the chain of their layers: see the room rules
+    PURGED = "purged"  # by repository and digest: manifests that no restore brings back, with the blobs that went along
     DEPLOYMENTS = "deployments"  # by repository and environment: the receipts of the last deployments
 
 

@@ -37,6 +37,7 @@ CONTENTS = [
     Change(Table.MOVES, "main/a|latest|00000000000000001", {"kind": "push", "digest": "sha256:1"}),
     Change(Table.BASES, "sha256:1", {"names": ["base/debian:12"], "at": 1.0}),
     Change(Table.RULES, "from-git", {"repository": "**", "not_root": True}),
+    Change(Table.PURGED, "main/a|sha256:2", {"at": 1.0, "blobs": []}),
     Change(Table.DEPLOYMENTS, "a|production", {"receipts": []}),
 ]
 

@@ -123,6 +123,7 @@ ADMIN_ROUTES = {
     "POST /tags/rollback": _USERS,
     "POST /tags/restore": _USERS,
     "POST /tags/promote": _USERS,
+    "POST /manifests/purge": _ADMINS,
     "GET /subscriptions": _OWNERS,
     "GET /subscriptions/{name}": _OWNERS,
     "PUT /subscriptions/{name}": _OWNERS,
