@@ -1,14 +1,16 @@
 """The bounds of the record of moves: by tag, by repository, and in all. The oldest moves go.
 
-A repository that is pushed to very often makes none of the others lose a move: all is shared among those with most.
+A repository that is pushed to very often makes none of the others lose a move: all is shared among those with most. So
+do very many repositories of one namespace, the first part of their names: the namespaces share before they do.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.history import Move
+from registry_proxy.ports.names import parse_routed
 from registry_proxy.ports.store import Change, Record, Store, StoreChanges, Table
 from registry_proxy.tasks import repeat
 
@@ -34,6 +36,20 @@ def share(counts: Collection[int], total: int) -> int:
             return left // after
         left, after = left - count, after - 1
     return max(counts, default=0)
+
+
+def allowances_of(counts: Mapping[str, int], limits: HistoryLimits) -> Mapping[str, int]:
+    """Return how many moves each repository may keep, given how many it has, by ``upstream/name``."""
+    namespaces: dict[str, dict[str, int]] = {}
+    for head, count in counts.items():
+        namespaces.setdefault(parse_routed(head).repository.partition("/")[0], {})[head] = count
+    room = share([sum(each.values()) for each in namespaces.values()], limits.in_all)
+    return {
+        head: min(limits.of_repository, allowance)
+        for each in namespaces.values()
+        for allowance in [share(each.values(), room)]
+        for head in each
+    }
 
 
 def excess(records: Sequence[Record], limits: HistoryLimits, allowance: int) -> Sequence[Record]:
@@ -82,8 +98,9 @@ class HistoryBounds:
             counts = {
                 head: await self._store.count(Table.MOVES, f"{head}|") for head in await self._store.heads(Table.MOVES)
             }
-            allowance = min(self._limits.of_repository, share(counts.values(), self._limits.in_all))
+            allowances = allowances_of(counts, self._limits)
             for head, count in counts.items():
+                allowance = allowances[head]
                 if count > min(self._limits.of_tag, allowance):
                     await self._remove(excess(await self._store.list(Table.MOVES, f"{head}|"), self._limits, allowance))
         self._version = version

@@ -66,6 +66,17 @@ async def test_the_bound_of_all_is_paid_by_the_largest(opened: tuple[Store, Stor
     assert await store.count(Table.MOVES) == 10
 
 
+async def test_many_repositories_of_one_owner_take_nothing_from_others(opened: tuple[Store, StoreWatch]) -> None:
+    """With more repositories than moves may be kept, those of another namespace keep all of theirs."""
+    store, _ = opened
+    for number in range(30):
+        await enter(store, RoutedRepository("main", Repository(f"eve/r{number}")), "v1", [100 + number])
+    await enter(store, QUIET, "old", [1, 2, 3])
+    await trim(opened, in_all=20)
+    assert await numbers(store, QUIET, "old") == [3, 2, 1]
+    assert await store.count(Table.MOVES) <= 20
+
+
 @pytest.mark.parametrize(
     ("counts", "total", "expected"),
     [([], 10, 0), ([3, 4], 10, 4), ([20, 3], 10, 7), ([20, 20], 10, 5), ([1, 20, 20], 10, 4)],
