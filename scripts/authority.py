@@ -36,6 +36,7 @@ def make_certificate(folder: Path, address: str) -> tuple[Path, Path, Path]:
         _write(ca_key_file, _private(authority_key), 0o600)
         _write(ca_file, authority.public_bytes(serialization.Encoding.PEM))
         cert_file.unlink(missing_ok=True)
+    _write(folder / "ca.crt", ca_file.read_bytes())  # podman looks for authorities by this ending
     names = _names(address)
     if not _lasts(cert_file, names):
         key = ec.generate_private_key(ec.SECP256R1())

@@ -166,6 +166,7 @@ def tell(proxy: "subprocess.Popen[str]", ca_file: Path | None) -> None:
             if ca_file is not None:
                 folder = f"/etc/docker/certs.d/{address}"
                 print(f"  trust it: mkdir -p {folder} && cp {ca_file} {folder}/ca.crt")
+                print(f"  podman:   podman login --cert-dir {ca_file.parent} {address}")
             print(f"  log in:   docker login {address} -u admin")
             if not ready[2].endswith("//127.0.0.1:5080"):
                 print(f"  commands: export REGISTRY_PROXY_ADMIN_URL={ready[2].replace('0.0.0.0', '127.0.0.1')}")

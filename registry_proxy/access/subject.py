@@ -62,6 +62,9 @@ def parse_subject(text: str) -> Subject:
     kind, _, name = text.partition(":")
     if kind == SubjectKind.OIDC and _OIDC_NAME.fullmatch(name) is not None:
         return Subject(SubjectKind.OIDC, name)
+    login, _, robot = text.removeprefix("robot:").partition("$")
+    if login == SubjectKind.ROBOT and is_name(robot):
+        raise ValueError(f"expected robot:{robot}, the subject of the login robot${robot}")
     if kind not in {SubjectKind.USER, SubjectKind.ROBOT, SubjectKind.GROUP} or not is_name(name):
         raise ValueError("expected user:NAME, group:NAME, robot:NAME, oidc:ISSUER/RULE/NAME or anonymous")
     return Subject(SubjectKind(kind), name)

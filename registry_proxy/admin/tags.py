@@ -201,7 +201,12 @@ class TagResource:
         repository = _repository(query.get("repository", ""))
         reference = _reference(query.get("reference", ""))
         await self._check_pull(request, repository, reference if not isinstance(reference, Digest) else None)
-        return _image_document(await self._images.read(self._routed(repository), reference))
+        try:
+            return _image_document(await self._images.read(self._routed(repository), reference))
+        except RegistryError as error:
+            if error.status != 404:
+                raise
+            raise ProblemError(404, f"there is no image {repository}{_separator(reference)}{reference}") from None
 
     @Endpoint("POST /tags/rollback", "Make a tag what it was before", statuses=(200,), audience=Audience.USERS)
     async def roll_back(self, request: web.Request, body: RollbackBody) -> MovedTagDocument:
@@ -329,6 +334,10 @@ def _image(field: str, text: str) -> tuple[Repository, Tag | Digest]:
     if not separator or ("@" in text and not isinstance(_reference(reference), Digest)):
         raise invalid([Fault(f"#/{field}", "expected an image, such as team/app:1.2")])
     return _repository(name), _reference(reference)
+
+
+def _separator(reference: Tag | Digest) -> str:
+    return "@" if isinstance(reference, Digest) else ":"
 
 
 def _id_of(move: Move) -> str:

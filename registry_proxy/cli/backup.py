@@ -35,8 +35,10 @@ def backup(
     config: Config,
     replace: Annotated[bool, typer.Option("--replace", help="Overwrite FILE.")] = False,
 ) -> None:
-    """Write users, groups, robots, secrets (hashes), grants, and what is on record of pushes, to one file.
+    """Write the contents of the store to one file.
 
+    It holds users, groups, robots and grants; secrets of robots as hashes; subscriptions with their secrets and headers
+    in plain text; rules and bases; records of pushes, the history of tags, waiting events, and receipts of deployments.
     Nodes may run meanwhile. Images, caches and private keys are not in it.
     """
     with told_offline():

@@ -1,6 +1,7 @@
 """`registry-proxy grant` and `explain`: who may do what, and why."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from registry_proxy.cli.replay import replay_grants
 from registry_proxy.terminal.client import admin_client, given
 from registry_proxy.terminal.errors import failing_with
-from registry_proxy.terminal.output import JsonOption, print_list, print_note, print_object, print_table, printed_json
+from registry_proxy.terminal.output import JsonOption, print_facts, print_list, print_note, print_table, printed_json
 from registry_proxy.terminal.times import Expires, NewExpires
 
 grant_app = typer.Typer(help="Grants: actions that subjects may do in repositories.", no_args_is_help=True)
@@ -43,6 +44,11 @@ def _print(grant: dict[str, Any]) -> None:
         print_grants([grant], empty="")
 
 
+def _has_expired(grant: Mapping[str, Any]) -> bool:
+    until = grant["expires_at"]
+    return until is not None and datetime.fromisoformat(until) <= datetime.now(UTC)
+
+
 def _split(actions: str) -> list[str]:
     return [action.strip() for action in actions.split(",")]
 
@@ -71,7 +77,8 @@ def add_grant(
     }
     with admin_client() as admin:
         made = admin.call("POST", "grants", body=body).document
-        print_note(f"Grant {made['id']} is in force.")
+        if not _has_expired(made):
+            print_note(f"Grant {made['id']} is in force.")
         _print(made)
 
 
@@ -141,6 +148,7 @@ def explain(
     body = {"subject": subject, "repository": name, "tag": tag_of_name if colon else tag, "action": action}
     with failing_with(2), admin_client() as admin:
         decision = admin.call("POST", "explain", body=body).document
-        print_object(decision)
+        if not printed_json(decision):
+            print_facts({name: value for name, value in decision.items() if name != "would_deny" or value})
         if not decision["allowed"]:
             raise typer.Exit(1)

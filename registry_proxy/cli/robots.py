@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from registry_proxy.cli.subjects import ONLY_IF_NEW, Name, add_common_commands
+from registry_proxy.cli.subjects import ONLY_IF_NEW, RobotName, add_common_commands
 from registry_proxy.cli.tokens import SECRET_COLUMNS, Label, SecretId, show_secret
 from registry_proxy.terminal.client import admin_client, given
 from registry_proxy.terminal.output import JsonOption, print_list, print_note, print_object
@@ -18,7 +18,7 @@ robot_app.add_typer(secret_app, name="secret")
 @robot_app.command("add")
 def add_robot(
     *,
-    name: Name,
+    name: RobotName,
     expires_at: Expires = None,
     network: Annotated[
         list[str] | None, typer.Option(help="Allowed network; may be repeated; any network by default.")
@@ -37,7 +37,7 @@ def add_robot(
 @robot_app.command("set")
 def set_robot(
     *,
-    name: Name,
+    name: RobotName,
     expires_at: NewExpires = None,
     network: Annotated[list[str] | None, typer.Option(help="The allowed networks.")] = None,
     _json: JsonOption = False,
@@ -61,7 +61,7 @@ add_common_commands(
 
 
 @secret_app.command("add")
-def add_secret(name: Name, label: Label = "", expires_at: Expires = None, _json: JsonOption = False) -> None:
+def add_secret(name: RobotName, label: Label = "", expires_at: Expires = None, _json: JsonOption = False) -> None:
     """Create a secret; the others stay valid, so that a secret can be replaced without a gap."""
     with admin_client() as admin:
         body = {"label": label, "expires_at": expires_at}
@@ -70,7 +70,7 @@ def add_secret(name: Name, label: Label = "", expires_at: Expires = None, _json:
 
 
 @secret_app.command("list")
-def list_secrets(name: Name, _json: JsonOption = False) -> None:
+def list_secrets(name: RobotName, _json: JsonOption = False) -> None:
     """List the secrets of a robot, which are never shown again."""
     with admin_client() as admin:
         secrets = admin.list_all("robots", name, "secrets")
@@ -78,7 +78,7 @@ def list_secrets(name: Name, _json: JsonOption = False) -> None:
 
 
 @secret_app.command("rm")
-def remove_secret(name: Name, secret_id: SecretId) -> None:
+def remove_secret(name: RobotName, secret_id: SecretId) -> None:
     """Remove a secret; tokens that were issued for it stop working at once."""
     with admin_client() as admin:
         admin.call("DELETE", "robots", name, "secrets", secret_id)

@@ -49,7 +49,10 @@ _Base = Annotated[
 ]
 _Floors = Annotated[int | None, typer.Option("--max-floors", min=1, help="Known images below an image, and itself.")]
 _Immutable = Annotated[
-    list[str] | None, typer.Option("--immutable", help="Refuse to overwrite, or to delete, existing tags; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--immutable", metavar="overwrite|delete", help="Refuse to overwrite, or to delete, existing tags; repeatable."
+    ),
 ]
 _Advice = Annotated[str | None, typer.Option(help="A line that each refusal ends with.")]
 

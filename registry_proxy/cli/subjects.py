@@ -17,12 +17,16 @@ from registry_proxy.terminal.output import (
     print_object,
 )
 
-Name = Annotated[str, typer.Argument(help="Name; a robot's without the robot$ of its login.", show_default=False)]
+_NAME = typer.Argument(help="The name.", show_default=False)
+_ROBOT_NAME = typer.Argument(help="The name, without the robot$ of the login.", show_default=False)
+Name = Annotated[str, _NAME]
+RobotName = Annotated[str, _ROBOT_NAME]
 ONLY_IF_NEW = {"If-None-Match": "*"}
 
 
 def add_common_commands(app: typer.Typer, kind: str, columns: Columns, *, remove_help: str) -> None:
     """Add the commands ``list``, ``show`` and ``rm`` of a kind of subject, such as ``user``."""
+    argument = _ROBOT_NAME if kind == "robot" else _NAME
 
     @app.command("list", help=f"List all {kind}s.")
     def list_subjects(_json: JsonOption = False) -> None:
@@ -30,12 +34,12 @@ def add_common_commands(app: typer.Typer, kind: str, columns: Columns, *, remove
             print_list(columns, admin.list_all(f"{kind}s"), empty=f"There are no {kind}s.")
 
     @app.command("show", help=f"Show one {kind}.")
-    def show_subject(name: Name, _json: JsonOption = False) -> None:
+    def show_subject(name: Annotated[str, argument], _json: JsonOption = False) -> None:
         with admin_client() as admin:
             print_object(admin.call("GET", f"{kind}s", name).document)
 
     @app.command("rm", help=remove_help)
-    def remove_subject(name: Name, yes: YesOption = False) -> None:
+    def remove_subject(name: Annotated[str, argument], yes: YesOption = False) -> None:
         with admin_client() as admin:
             grants = admin.list_all("grants", query={"subject": f"{kind}:{name}"})
             also = f" with {counted(len(grants), 'grant')}" if grants else ""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from registry_proxy.cli.subjects import ONLY_IF_NEW, change_subject
+from registry_proxy.ports.outbox import EventType
 from registry_proxy.terminal.client import AdminClient, admin_client, given
 from registry_proxy.terminal.credentials import ask_password, read_lines
 from registry_proxy.terminal.errors import CommandError
@@ -17,10 +18,13 @@ subscription_app = typer.Typer(help="Subscriptions: HTTP receivers of events.", 
 SubscriptionName = Annotated[str, typer.Argument(metavar="NAME", help="The subscription.", show_default=False)]
 _COLUMNS = ("name", "url", "events", "repository", "tags", "format", "enabled", ("disabled_reason", "WHY"))
 
-_Events = Annotated[list[str] | None, typer.Option("--event", help="Type of events; may be repeated.")]
+_TYPES = ", ".join(each.value for each in EventType if each is not EventType.GAP)
+_Events = Annotated[list[str] | None, typer.Option("--event", help=f"Type of events: {_TYPES}; may be repeated.")]
 _Repository = Annotated[str | None, typer.Option(help="Pattern of the repositories, such as 'team/**' (quote it).")]
 _Tags = Annotated[str | None, typer.Option(help="Pattern of the tags; an event without a tag matches any.")]
-_Format = Annotated[str | None, typer.Option(help="The body: cloudevents, distribution, harbor or template.")]
+_Format = Annotated[
+    str | None, typer.Option("--format", help="The body: cloudevents, distribution, harbor or template.")
+]
 _TemplateFile = Annotated[
     Path | None, typer.Option(help="Read the template of the body from a file; for format template alone.")
 ]

@@ -191,7 +191,7 @@ def roll_back(
 def restore_tag(
     *, tag: _Tag, to: _To = None, reason: _Reason = "", dry_run: _Dry = False, _json: JsonOption = False
 ) -> None:
-    """Make a deleted tag what it was: a replica that was away does not delete it again."""
+    """Bring back a deleted tag: the image that it was last, or another one of its history by --to."""
     _move("restore", tag, {**given(digest=to), "reason": reason, "dry_run": dry_run})
 
 

@@ -165,11 +165,13 @@ def _model_at(path: KeyPath) -> type[BaseModel]:
     model: type[BaseModel] = Settings
     annotation: Any = Settings
     for part in path:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if _is_model(annotation):
             fields = annotation.model_fields.items()
             annotation = next((field.annotation for name, field in fields if (field.alias or name) == part), None)
         else:
             annotation = next((item for item in get_args(annotation) if _is_model(item)), None)
+        if isinstance(annotation, UnionType):
+            annotation = next((item for item in get_args(annotation) if _is_model(item)), annotation)
         model = annotation if _is_model(annotation) else model
     return model
 

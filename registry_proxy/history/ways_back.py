@@ -97,7 +97,9 @@ class WaysBack:
             raise NoWayBackError(f"the tag {way.tag} does not exist: a deleted tag is restored")
         wanted = way.digest or _parsed(state_before(moves, str(current), way.steps))
         if wanted is None:
-            raise NoWayBackError(f"the history of {way.tag} does not go {way.steps} distinct digests back")
+            raise NoWayBackError(
+                f"the history of {way.tag} does not go {way.steps} distinct digests back: name one by --to DIGEST"
+            )
         if way.digest is not None and str(wanted) not in {str(current), *_known(moves)}:
             raise NoWayBackError(f"{wanted} is not in the history of {way.tag}")
         return await self._move(way, wanted, current, moves, cause)

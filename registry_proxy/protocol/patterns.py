@@ -28,6 +28,8 @@ def repository_pattern_fault(pattern: str, *, takes_subject: bool = False) -> st
         pattern = "/".join("subject" if component == SUBJECT else component for component in pattern.split("/"))
         if SUBJECT in pattern:
             return f"'{SUBJECT}' stands for a whole component: write 'home/{SUBJECT}/**'"
+    if pattern.endswith("/") and _REPOSITORY_PATTERN.fullmatch(pattern[:-1]) is not None:
+        return f"no repository ends with '/': write '{pattern}**' for all below it"
     if len(pattern) > REPOSITORY_MAX_LENGTH or _REPOSITORY_PATTERN.fullmatch(pattern) is None:
         return (
             "expected components of lower-case letters, digits, '.', '_', '-' and '*', separated by single '/', "

@@ -84,6 +84,8 @@ def _to_error(response: "httpx.Response", url: str, username: str, locate: Locat
         return NotAdminError(
             f"{username} is not an admin at {url}", hint="Log in as one: `registry-proxy login --user NAME`."
         )
+    if isinstance(faults, list) and faults and isinstance(faults[0], dict) and faults[0].get("message"):
+        return CommandError(f"{url}: {faults[0]['message']}", hint=f"{URL_VARIABLE} sets the URL.")
     if not (problem.get("detail") or problem.get("title")):
         return CommandError(f"{url} answered {status}", hint=_HINT)
     hint = None

@@ -122,12 +122,14 @@ def counted(number: int, noun: str, rest: str = "", *, plural: str | None = None
 
 def format_value(value: Any) -> str:
     """Return a JSON value as a person reads it; a time without parts of a second."""
-    if value is None or value == []:
+    if value is None or value in ("", [], {}):
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(map(format_value, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={format_value(item)}" for name, item in value.items())
     text = str(value)
     return f"{text[:_SECONDS_LENGTH]}Z" if _TIME.fullmatch(text) else text
 

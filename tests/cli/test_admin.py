@@ -215,7 +215,7 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     changed = _json(run("grant", "set", grant["id"], "--actions", "pull", "--expires-at", "never", "--json"))
     assert changed == {**grant, "actions": ["pull"], "expires_at": None}
     assert _json(run("grant", "set", grant["id"], "--mode", "warn", "--json")) == {**changed, "mode": "warn"}
-    _fails(run("grant", "set", grant["id"], "--expires-at", "tomorrow"), "  expires_at: expected a time with its zone")
+    _fails(run("grant", "set", grant["id"], "--expires-at", "tomorrow"), "expected a time with its zone", status=2)
     _fails(run("grant", "set", grant["id"], "--mode", "maybe"), "mode: expected enforce or warn")
     assert run("grant", "set", grant["id"]).exit_code == 2
     assert run("grant", "rm", grant["id"]).exit_code == 0
@@ -244,6 +244,8 @@ def test_a_grant_or_member_without_effect_is_made_with_a_warning(run: Run) -> No
     ]
     changed = run("grant", "set", made["id"], "--expires-at", "2020-01-01T00:00:00Z")
     assert len([line for line in changed.stderr.splitlines() if line.startswith("warning: ")]) == 2
+    late_grant = run("grant", "add", "user:bob", "old/**", "pull", "--expires-at", "2020-01-01T00:00:00Z")
+    assert ("expired already" in late_grant.stderr, "in force" in late_grant.stderr) == (True, False)
     assert "warning: the grant has expired already" in changed.stderr
     for command in (["user", "add", "eve", "--ldap"], ["user", "set", "bob", "--ldap"]):
         assert "auth.ldap is not configured on this node" in run(*command).stderr
@@ -252,6 +254,9 @@ def test_a_grant_or_member_without_effect_is_made_with_a_warning(run: Run) -> No
     assert "warning" not in run("robot", "set", "ci", "--expires-at", "never").stderr
     assert "warning" not in run("grant", "add", "user:bob", "team/**", "pull").stderr
     _fails(run("grant", "list", "--subject", "bob"), "subject: expected user:NAME")
+    for login in ("robot$ci", "robot:robot$ci"):
+        _fails(run("explain", login, "team/app", "pull"), "expected robot:ci", status=2)
+    _fails(run("grant", "add", "user:bob", "team/", "pull"), "write 'team/**'")
 
 
 @pytest.mark.parametrize("actions", ["push", "create"])

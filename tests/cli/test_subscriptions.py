@@ -95,7 +95,7 @@ def test_a_subscription_is_made_changed_and_removed(run: Run) -> None:
     assert other == {**expected, "url": f"{URL}/2", "enabled": True}
     heading, row = run("subscription", "list").stdout.splitlines()
     assert heading.split() == ["NAME", "URL", "EVENTS", "REPOSITORY", "TAGS", "FORMAT", "ENABLED", "WHY"]
-    assert row.split() == ["ci", f"{URL}/2", "push,", "manifest", "team/**", "v*", "cloudevents", "yes"]
+    assert row.split() == ["ci", f"{URL}/2", "push,", "manifest", "team/**", "v*", "cloudevents", "yes", "-"]
     assert _json(run("subscription", "list", "--json")) == [other]
     assert run("subscription", "rm", "ci").exit_code == 0
     assert "There are no subscriptions." in run("subscription", "list").stderr

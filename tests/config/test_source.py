@@ -26,6 +26,15 @@ def faults_of(text: bytes) -> list[Fault]:
     return []
 
 
+def test_unknown_keys_below_optional_sections_name_the_keys_of_that_section() -> None:
+    """Sections that may be left out have keys of their own, and a mistyped one is compared with these."""
+    text = b"tls: {zzz: 1}\nadmin_tls: {cert_fil: x}\nauth: {ldap: {zzz: 1}}"
+    faults = {fault.key: fault.message for fault in faults_of(text) if "unknown key" in fault.message}
+    assert "cert_file, " in faults["tls.zzz"]
+    assert faults["admin_tls.cert_fil"] == "unknown key; did you mean cert_file?"
+    assert "bind_dn, " in faults["auth.ldap.zzz"]
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     """Each fault has file and line, key, the expected form and the value found."""
     text = [

@@ -45,6 +45,10 @@ def test_a_search_goes_back_by_a_duration(run: Run, tmp_path: Path) -> None:
 
 def test_a_duration_has_a_unit_and_an_end(run: Run) -> None:
     """A number alone is no time, and an endless duration is refused before a request."""
-    assert "expires_at: expected a time" in run("robot", "add", "ci", "--expires-at", "3600").stderr
+    for wrong in ("3600", "yesterday", "2030-01-31T00:00:00"):
+        refused = run("grant", "add", "user:bob", "team/**", "pull", "--expires-at", wrong)
+        message = " ".join(refused.stderr.replace("│", " ").split())
+        assert refused.exit_code == 2
+        assert "'--expires-at': expected a time with its zone" in message
     result = run("robot", "add", "ci", "--expires-at", "99999999d")
     assert (result.exit_code, "out of the calendar" in result.stderr) == (2, True)
