@@ -1,17 +1,18 @@
 """Contents of either kind, manifests and blobs: asked of a registry, named by a manifest, found in the cache."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from registry_proxy.ports.content import BlobCache, Holdings
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks, parse_manifest
-from registry_proxy.protocol.errors import RegistryError
-from registry_proxy.protocol.reference import Digest, Repository
+from registry_proxy.protocol.errors import ErrorCode, RegistryError
+from registry_proxy.protocol.reference import Digest, Repository, Tag
 
 _AT_ONCE = 8
+_TAGS_MAX = 10_000
 
 _K = TypeVar("_K")
 _T = TypeVar("_T")
@@ -48,6 +49,24 @@ async def found_of(question: Callable[[_K], Awaitable[_T | None]], keys: Iterabl
             return await question(key)
 
     return [answer for answer in await asyncio.gather(*map(ask_one, keys)) if answer is not None]
+
+
+async def tags_on(reader: RegistryReader, repository: Repository, digest: Digest) -> Sequence[Tag]:
+    """Return the tags that are a digest at the registries: each tag of the repository is asked for.
+
+    Raises:
+        RegistryError, UpstreamUnavailableError: it cannot be known. DENIED (403) where the repository has too many.
+    """
+    tags = await unless_absent(reader.list_tags(repository)) or ()
+    if len(tags) > _TAGS_MAX:
+        message = f"the repository has more than {_TAGS_MAX} tags, too many to find those on a digest"
+        raise RegistryError(ErrorCode.DENIED, message, status=403)
+
+    async def if_on_digest(tag: Tag) -> Tag | None:
+        found = await unless_absent(reader.resolve_tag(repository, tag))
+        return tag if found is not None and found.digest == digest else None
+
+    return await found_of(if_on_digest, tags)
 
 
 def links_of(manifest: Manifest) -> ManifestLinks:

@@ -71,13 +71,13 @@ class Manage:
         async with AsyncExitStack() as leases:
             for name in sorted([digest, *others], key=str):
                 await leases.enter_async_context(self.deletions.lease(routed, name))
-            for name in () if overrides_rules else (digest, *others):
-                await self.deletions.check_rules(routed, name, actor)
+            judged = () if overrides_rules else (digest, *others)
+            tags = {name: await self.deletions.check_rules(routed, name, actor) for name in judged}
             deleted = [name for name in others if await self._is_held(routed, name)] + [digest]
             for name in deleted:
                 is_known = name != digest or self._is_known(routed, name)
                 author = actor if name == digest else None  # one content, one event
-                await self.deletions.delete_manifest(routed, name, author, is_known=is_known)
+                await self.deletions.delete_manifest(routed, name, author, is_known=is_known, tags=tags.get(name, ()))
                 self.holdings.end(routed, ContentKind.MANIFEST, name)
                 self.holdings.forget_tags_of(routed, name)
                 await self.proofs.note_delete(routed, ContentKind.MANIFEST, name)

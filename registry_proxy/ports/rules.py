@@ -68,5 +68,11 @@ class ImageRules(Protocol):
             StoreUnavailableError: the rules cannot be known.
         """
 
-    async def check_delete(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
-        """Judge the deletion of a tag, or of a manifest with every tag on it. Errors as ``judging``."""
+    async def check_delete(
+        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None
+    ) -> Sequence[Tag]:
+        """Judge the deletion of a tag, or of a manifest with every tag on it; return the tags. Errors as ``judging``.
+
+        The registries are asked for tags on the manifest, too, where a rule covers the repository; else none is
+        returned.
+        """

@@ -34,6 +34,9 @@ _LIST_AGAIN_SECONDS = 3600.0
 
 _REMOVED_AT_ONCE = 1000
 
+_TAGS = "tags"
+"""The field in the record of a manifest's deletion with the tags that were found on it at the registries."""
+
 
 async def forget_deleted(store: Store, key: IntentKey, missing: Sequence[str], *, has_tombstone: bool = True) -> None:
     """Remove the records of what was deleted; to be called under the lease of its writers.
@@ -73,9 +76,14 @@ async def _try_forget(store: Store, key: IntentKey, missing: Sequence[str], *, h
     await store.commit(changes)
 
 
-def _deletion(key: IntentKey, cause: Cause | None, previous: Digest | None = None) -> Change:
-    """Return the change that notes a deletion; ``previous`` is what a tag was."""
-    return Change(Table.DELETIONS, str(key), {**deleted_value(time.time()), **announced_delete(cause, previous)})
+def _deletion(
+    key: IntentKey, cause: Cause | None, previous: Digest | None = None, *, tags: Sequence[Tag] = ()
+) -> Change:
+    """Return the change that notes a deletion; ``previous`` is what a tag was, ``tags`` are those on a manifest."""
+    on_it = {_TAGS: list(tags)} if tags else {}
+    return Change(
+        Table.DELETIONS, str(key), {**deleted_value(time.time()), **announced_delete(cause, previous), **on_it}
+    )
 
 
 def _forgotten_tag(
@@ -105,9 +113,12 @@ async def _changes_that_forget(
             tag = IntentKey(routed, IntentKind.TAG, record.key.removeprefix(f"{routed}|"))
             changes += _forgotten_tag(tag, record, None, deletion)
             missing_at[str(tag)] = (set(missing), 0)
+    for tag, record, earlier in await _unrecorded(store, routed, digest, deletion):
+        changes += _forgotten_tag(tag, record, earlier, deletion)
+        missing_at[str(tag)] = (set(missing), 0)
     for record in await store.list(Table.INTENTS, f"{routed}|{IntentKind.TAG}|"):
         intent = Intent.from_value(record.value)
-        if intent.digest == digest:
+        if intent.digest == digest or record.key in missing_at:
             replicas, _ = missing_at.get(record.key, (set(), 0))
             missing_at[record.key] = (replicas | {*intent.missing, *intent.refused}, record.revision)
     changes += [
@@ -116,6 +127,23 @@ async def _changes_that_forget(
         if replicas or revision
     ]
     return changes
+
+
+async def _unrecorded(
+    store: Store, routed: RoutedRepository, digest: Digest, deletion: Record | None
+) -> Sequence[tuple[IntentKey, Record, Record | None]]:
+    """Return the tags on a deleted manifest that are on no record, with one as it would be, and their deletions."""
+    tags = () if deletion is None else deletion.value.get(_TAGS, ())
+    if not tags:
+        return ()
+    keys = [IntentKey(routed, IntentKind.TAG, tag) for tag in tags]
+    records = await store.get_all([record_of(key) for key in keys])
+    deletions = await store.get_all([(Table.DELETIONS, str(key)) for key in keys])
+    return [
+        (key, Record(tag_record_key(routed, Tag(key.name)), {"digest": str(digest)}, 0), earlier)
+        for key, record, earlier in zip(keys, records, deletions, strict=True)
+        if record is None
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +170,11 @@ class DeletionReplication:
         """Refuse what is known to fail: 403 for a read-only upstream, 503 without a quorum."""
         check_writable(self.replica_sets[upstream])
 
-    async def check_rules(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
+    async def check_rules(
+        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None
+    ) -> Sequence[Tag]:
         """Refuse the deletion of tags that a rule protects. Raises DENIED (403)."""
-        await self.rules.check_delete(routed, tag_or_digest, actor)
+        return await self.rules.check_delete(routed, tag_or_digest, actor)
 
     def lease(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> AbstractAsyncContextManager[None]:
         """Serialise with the pushes of a digest, or of a tag."""
@@ -164,7 +194,7 @@ class DeletionReplication:
         return False
 
     async def delete_manifest(
-        self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool
+        self, routed: RoutedRepository, digest: Digest, actor: Actor | None, *, is_known: bool, tags: Sequence[Tag] = ()
     ) -> None:
         """Delete a manifest, and every tag on it, under the lease of its digest.
 
@@ -173,10 +203,11 @@ class DeletionReplication:
         """
         if not is_known and await self.store.get(Table.MANIFESTS, manifest_record_key(routed, digest)) is None:
             await self.readers[routed.upstream].fetch_manifest(routed.repository, digest)
+        key = IntentKey(routed, IntentKind.MANIFEST, str(digest))
         await self._delete(
-            IntentKey(routed, IntentKind.MANIFEST, str(digest)),
+            key,
             lambda client: client.delete_manifest(routed.repository, digest),
-            _deletion(IntentKey(routed, IntentKind.MANIFEST, str(digest)), _cause(actor)),
+            _deletion(key, _cause(actor), tags=tags),
             await self._announce(actor, routed, digest=str(digest)),
         )
 

@@ -2,15 +2,17 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from registry_proxy.operations.contents import tags_on
 from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
 from registry_proxy.ports.history import Cause, MoveKind
 from registry_proxy.ports.metrics import Observer, RuleViolation
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.ports.outbox import Actor, EventType, Outbox
+from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.ports.rules import Condition, RuleMode, Verdict
 from registry_proxy.ports.store import Store, Table
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
@@ -48,6 +50,7 @@ class RuleJudge:
         rules: as they are now.
         known: the images on which others stand.
         images: reads those that are pushed.
+        readers: by upstream; know the tags that are on no record.
         store: knows what tags are; holds the outbox.
         outbox: makes the events.
         local_name: returns the canonical name of a repository, None where no route leads to it.
@@ -61,6 +64,7 @@ class RuleJudge:
         known: KnownImages,
         images: PushedImages,
         *,
+        readers: Mapping[str, RegistryReader],
         store: Store,
         outbox: Outbox,
         local_name: Callable[[RoutedRepository], Repository | None],
@@ -70,6 +74,7 @@ class RuleJudge:
         self._rules = rules
         self._known = known
         self._images = images
+        self._readers = readers
         self._store = store
         self._outbox = outbox
         self._local_name = local_name
@@ -113,24 +118,34 @@ class RuleJudge:
         if is_floor:
             await self._remember(images, f"{name}:{tag}")
 
-    async def check_delete(self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None) -> None:
+    async def check_delete(
+        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, actor: Actor | None
+    ) -> Sequence[Tag]:
         known = [rule for rule in await self._rules.current() if DELETE in rule.immutable] if actor else []
         name = self._local_name(routed) if known else None
-        if name is None or actor is None:
-            return
-        for tag, digest in await self._tags(routed, tag_or_digest):
-            found = [_deleted(rule, tag) for rule in known if rule.covers(name, tag) and not is_referrers_tag(tag)]
+        covering = [rule for rule in known if name is not None and rule.covers_repository(name)]
+        if name is None or actor is None or not covering:
+            return ()
+        tags = await self._tags(routed, tag_or_digest)
+        for tag, digest in tags:
+            found = [_deleted(rule, tag) for rule in covering if rule.covers(name, tag) and not is_referrers_tag(tag)]
             await self._settle(_Write(routed, name, tag, digest, actor), found)
+        return [tag for tag, _ in tags]
 
-    async def _tags(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Iterable[tuple[Tag, str]]:
-        """Return the tags of clients that a deletion ends, with their digests."""
+    async def _tags(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Sequence[tuple[Tag, str]]:
+        """Return the tags of clients that a deletion ends, with their digests.
+
+        Of a manifest these are the tags on record and those at the registries: a tag that was not made through us, or
+        before the store was new, is on no record.
+        """
         if not isinstance(tag_or_digest, Digest):
             record = await self._store.get(Table.TAGS, f"{routed}|{tag_or_digest}")
             return [(tag_or_digest, "" if record is None else record.value["digest"])]
         digest = str(tag_or_digest)
         records = await self._store.list(Table.TAGS, f"{routed}|")
-        tags = [Tag(each.key.rpartition("|")[2]) for each in records if each.value["digest"] == digest]
-        return [(tag, digest) for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
+        tags = {Tag(each.key.rpartition("|")[2]) for each in records if each.value["digest"] == digest}
+        tags.update(await tags_on(self._readers[routed.upstream], routed.repository, tag_or_digest))
+        return [(tag, digest) for tag in sorted(tags) if not tag.startswith(RESERVED_TAG_PREFIX)]
 
     async def _with_floors(self, images: Sequence[JudgedImage], repository: str) -> Sequence[JudgedImage]:
         """Return images with the known ones on which each stands."""

@@ -25,7 +25,16 @@ def open_rules(  # noqa: PLR0917 - the parts of a worker, in the order in which 
 ) -> RuleJudge:
     """Return the judge of a worker's writes; see ``RuleJudge``."""
     rules, known = CurrentRules(store, changes), KnownImages(store)
-    return RuleJudge(rules, known, images, store=store, outbox=outbox, local_name=local_name, observer=observer)
+    return RuleJudge(
+        rules,
+        known,
+        images,
+        readers=images.readers,
+        store=store,
+        outbox=outbox,
+        local_name=local_name,
+        observer=observer,
+    )
 
 
 def open_bases(store: Store, pull: Pull, images: PushedImages) -> RegisteredBases:

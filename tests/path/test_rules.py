@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import require_program
 from tests.support.copied import Copies
-from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server
-from tests.support.servers import docker_registry, running, wait_until
+from tests.support.product import OCI_MANIFEST, Image, Proxy, User, digest_of, make_image, proxy_server, push_directly
+from tests.support.servers import Server, docker_registry, running, wait_until
 
 PASSWORD = "password of a user"
 SOURCE = "org.opencontainers.image.source"
@@ -22,14 +22,19 @@ GIT = {SOURCE: "https://git.example/team/app"}
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory, copies: Copies) -> Iterator[Proxy]:
-    """Start one proxy for all rules, in front of two registries; each test has a repository of its own."""
-    root = tmp_path_factory.mktemp("rules")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
+    """Start two registries for all rules."""
+    root = tmp_path_factory.mktemp("registries")
     require_program("docker-registry")
     with ExitStack() as stack:
-        registries = [stack.enter_context(running(docker_registry(root / name))) for name in ("first", "second")]
-        proxy = proxy_server(root / "proxy", registries, copies=copies)
-        stack.enter_context(running(proxy))
+        yield [stack.enter_context(running(docker_registry(root / name))) for name in ("first", "second")]
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, pair: list[Server], copies: Copies) -> Iterator[Proxy]:
+    """Start one proxy for all rules, in front of the registries; each test has a repository of its own."""
+    proxy = proxy_server(tmp_path_factory.mktemp("rules") / "proxy", pair, copies=copies)
+    with running(proxy):
         yield proxy
 
 
@@ -252,6 +257,23 @@ def test_tags_that_are_never_deleted(proxy: Proxy, ann: User) -> None:
         assert client.delete("/manifests/other").status_code == 202
         assert put(ann, "t/kept", "v1", second).status_code == 201
         assert client.delete(f"/manifests/{first.digest}").status_code == 202
+
+
+def test_tags_that_were_there_before_are_never_deleted(proxy: Proxy, ann: User, pair: list[Server]) -> None:
+    """A tag that the registries had before the proxy is kept from a delete by its digest, too."""
+    make_rule(proxy, "t/before", immutable=["delete"])
+    before = make_image(b"before")
+    for registry in pair:
+        push_directly(registry, "t/before", "v1", before)
+    with ann.client("t/before", "delete") as client:
+        check_refused(client.delete(f"/manifests/{before.digest}"), "immutable")
+        make_rule(proxy, "t/before", immutable=["delete"], mode="warn")
+        assert ann.pull("t/before", "v1").digest == before.digest
+        assert client.delete(f"/manifests/{before.digest}").status_code == 202
+    with proxy.admin() as admin:
+        asked = {"repository": "t/before", "tag": "v1"}
+        moves = admin.get("/tags/history", params=asked).raise_for_status().json()["items"]
+        assert (moves[0]["kind"], moves[0]["previous"]) == ("delete", before.digest)
 
 
 def test_a_rollback_respects_immutable_tags(proxy: Proxy, ann: User) -> None:

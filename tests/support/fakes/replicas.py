@@ -486,6 +486,10 @@ class _Replicas(MemoryReader):
         current = [one for one in self._replica_set.replicas if not marks.misses_tag(one.name, routed, tag)]
         return await self._first(current, lambda client: client.resolve_tag(repository, tag))
 
+    async def list_tags(self, repository: Repository) -> list[Tag]:
+        up = [one for one in self._replica_set.replicas if self._replica_set.is_writable(one.name)]
+        return sorted({tag for one in up for tag in await one.list_tags(repository)})
+
     async def fetch_manifest(self, repository: Repository, digest: Digest) -> Manifest:
         return await self._first(self._replica_set.replicas, lambda client: client.fetch_manifest(repository, digest))
 
