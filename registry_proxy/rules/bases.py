@@ -1,7 +1,8 @@
 """The known images on record: by the chain of their layers, the tags under which they were pushed."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from registry_proxy.ports.store import Change, Store, Table, retried, revision_of
 
@@ -12,7 +13,7 @@ _STALE_SECONDS = 86_400.0
 
 
 class KnownImages:
-    """Remembers images on which others may stand; the oldest give way to new ones.
+    """Remembers images on which others may stand; the oldest of the namespace with most give way to new ones.
 
     Its methods raise StoreUnavailableError.
 
@@ -40,7 +41,7 @@ class KnownImages:
             now = self._clock()
             if record is not None and names[:1] == [name] and now - record.value["at"] < _STALE_SECONDS:
                 return
-            kept = [name, *(each for each in names if each != name)][:_NAMES_MAX]
+            kept = _without_excess([name, *(each for each in names if each != name)])
             change = Change(Table.BASES, chain, {"names": kept, "at": now}, revision_of(record))
             await self._store.commit([change, *(await self._excess() if record is None else ())])
 
@@ -51,4 +52,22 @@ class KnownImages:
         if await self._store.count(Table.BASES) < _KNOWN_MAX:
             return []
         records = sorted(await self._store.list(Table.BASES), key=lambda record: record.value["at"])
+        largest = _most_frequent(_namespace(each.value["names"][-1]) for each in records)
+        records = [each for each in records if _namespace(each.value["names"][-1]) == largest]
         return [Change(Table.BASES, each.key, None, each.revision) for each in records[:_REMOVED_AT_ONCE]]
+
+
+def _without_excess(names: list[str]) -> Sequence[str]:
+    """Return the newest names: those of one namespace, the first part of a name, push out none of another one."""
+    while len(names) > _NAMES_MAX:
+        largest = _most_frequent(map(_namespace, names))
+        names.remove(next(each for each in reversed(names) if _namespace(each) == largest))
+    return names
+
+
+def _namespace(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _most_frequent(namespaces: Iterable[str]) -> str:
+    return Counter(namespaces).most_common(1)[0][0]
