@@ -279,6 +279,7 @@ def _admin_services(  # noqa: PLR0917 - the parts of a worker, in the order in w
         guard=configured.admin_guard(settings, node.access.control, audit.trail, observer),
         audit_files=AuditFiles(settings.audit_path, audit.verifier, audit.trail.flush_asked),
         deliveries=node.events.record,
+        receivers=configured.receiver_limits(settings),
         public_url=settings.public_url or "",
         deployments=Deployments(
             store=node.records.store,

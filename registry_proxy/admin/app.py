@@ -29,6 +29,7 @@ from registry_proxy.api.openapi import OpenApiResource, endpoints_of
 from registry_proxy.api.problems import answer_problems
 from registry_proxy.directory.deployments import Deployments
 from registry_proxy.directory.directory import Directory
+from registry_proxy.events.receivers import ReceiverLimits
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.history.open import History
 from registry_proxy.operations.warm import Warmer
@@ -68,6 +69,7 @@ class AdminServices:
         guard: lets requests through; knows logins, tokens and the current policy.
         audit_files: the audit log of the node.
         deliveries: events on their way to receivers.
+        receivers: the receivers that events may reach.
         public_url: where clients reach the registry; "" where that is not configured.
         deployments: reports of what runs where.
         bases: images that others are built FROM.
@@ -88,6 +90,7 @@ class AdminServices:
     guard: AdminGuard
     audit_files: AuditFiles
     deliveries: DeliveryRecord
+    receivers: ReceiverLimits
     public_url: str
     deployments: Deployments
     bases: RegisteredBases
@@ -123,7 +126,9 @@ def make_admin_app(services: AdminServices) -> web.Application:
         ManifestResource(services.history.purge, services.route, services.guard.client_address),
         AuditResource(services.audit_files),
         RuleResource(directory.rules, services.bases, services.route),
-        SubscriptionResource(directory.subscriptions, services.deliveries, control, services.public_url),
+        SubscriptionResource(
+            directory.subscriptions, services.deliveries, control, services.receivers, services.public_url
+        ),
         DeliveryResource(services.deliveries, directory.subscriptions),
         DeploymentResource(services.deployments, control, services.route, services.history.record),
         NodeResource(services.reload),

@@ -97,7 +97,11 @@ class DeliveryResource:
     async def dismiss_delivery(self, request: web.Request) -> None:
         delivery = await self._find(request)
         if delivery.state is not DeliveryState.DEAD:
-            raise ProblemError(409, f"the delivery is {delivery.state}: only dead letters are dismissed")
+            detail = f"the delivery is {delivery.state}: only dead letters are dismissed"
+            if delivery.state is DeliveryState.QUEUED:
+                skip = f"registry-proxy subscription set {delivery.subscription} --on-failure skip"
+                detail += f"; `{skip}` lets later events pass it"
+            raise ProblemError(409, detail)
         await self._record.dismiss(delivery.id)
 
     @Endpoint("POST /deliveries/{id}/replay", "Send an event again", statuses=(202,), audience=Audience.OWNERS)

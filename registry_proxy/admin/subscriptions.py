@@ -1,6 +1,6 @@
 """Subscriptions of the admin API, for administrators and owners of namespaces, and tests of their receivers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from registry_proxy.api.requests import ASKED_FOR, PAGE, name_of, read_page
 from registry_proxy.api.revisions import expected_revision, patched
 from registry_proxy.directory.revise import NotFoundError
 from registry_proxy.directory.subscriptions import OWNERS_SUBSCRIPTIONS_MAX, Subscriptions
+from registry_proxy.events.receivers import ReceiverLimits, receiver_doubt
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscription import Format, OnFailure, Subscription, SubscriptionInput
 from registry_proxy.ports.outbox import Actor, EventType
@@ -105,11 +106,17 @@ class SubscriptionResource:
     """The handlers of subscriptions, for administrators and for owners of the namespaces that one lies in."""
 
     def __init__(
-        self, subscriptions: Subscriptions, record: DeliveryRecord, control: AccessControl, public_url: str
+        self,
+        subscriptions: Subscriptions,
+        record: DeliveryRecord,
+        control: AccessControl,
+        receivers: ReceiverLimits,
+        public_url: str,
     ) -> None:
         self._subscriptions = subscriptions
         self._record = record
         self._turns = OwnersTurns(control)
+        self._receivers = receivers
         self._public_url = public_url
 
     @Endpoint(
@@ -145,7 +152,8 @@ class SubscriptionResource:
                 if put.current is None:
                     await self._check_room(request)
             subscription, is_new = await self._subscriptions.put(put.name, given, expect=put.expect)
-        return Answer(_document(subscription), status=201 if is_new else 200, revision=subscription.revision)
+        status, doubts = 201 if is_new else 200, await self._doubts(request, subscription)
+        return Answer(_document(subscription), status=status, revision=subscription.revision, warnings=doubts)
 
     @Endpoint(
         "PATCH /subscriptions/{name}",
@@ -169,7 +177,8 @@ class SubscriptionResource:
 
         async with self._turns.turn(request):
             subscription = await patched(request, lambda: self._find(request), write)
-        return Answer(_document(subscription), revision=subscription.revision)
+        doubts = await self._doubts(request, subscription) if "url" in patch.model_fields_set else ()
+        return Answer(_document(subscription), revision=subscription.revision, warnings=doubts)
 
     @Endpoint(
         "DELETE /subscriptions/{name}",
@@ -197,6 +206,11 @@ class SubscriptionResource:
         if not may_see(request, subscription):
             raise NotFoundError(f"there is no subscription {name}")
         return subscription
+
+    async def _doubts(self, request: web.Request, subscription: Subscription) -> Sequence[str]:
+        """Return why a receiver gets nothing; an owner does not learn which names lie inside."""
+        doubt = await receiver_doubt(self._receivers, subscription.url, resolves=NAMESPACES not in request)
+        return () if doubt is None else (doubt,)
 
     async def _check_room(self, request: web.Request) -> None:
         """Refuse one more subscription by an owner where there are as many as owners may make."""

@@ -1,12 +1,14 @@
 """`registry-proxy event`: deliveries of events, listed, replayed and tested."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from registry_proxy.cli.subscriptions import SubscriptionName
 from registry_proxy.terminal.client import AdminClient, admin_client, given
+from registry_proxy.terminal.errors import CommandError
 from registry_proxy.terminal.output import (
     JsonOption,
     YesOption,
@@ -23,7 +25,6 @@ from registry_proxy.terminal.output import (
 
 event_app = typer.Typer(help="Events on their way to the receivers of subscriptions.", no_args_is_help=True)
 
-_Id = Annotated[str, typer.Argument(metavar="ID", help="The delivery, from `event list`.", show_default=False)]
 _COLUMNS = (
     "id",
     "subscription",
@@ -35,13 +36,41 @@ _COLUMNS = (
     "attempts",
     ("last_status", "STATUS"),
     "next_attempt_at",
+    "reason",
 )
+_REASON_MAX = 60
 
 
 def _flat(delivery: Mapping[str, Any]) -> dict[str, Any]:
     """Return a delivery with the fields of its event beside its own; those of the same name are the delivery's."""
     event = dict(delivery["event"])
+    if isinstance(event.get("at"), int | float):
+        event["at"] = f"{datetime.fromtimestamp(event['at'], UTC):%Y-%m-%dT%H:%M:%SZ}"
     return {**delivery, "event": event.pop("id"), **{key: event[key] for key in event if key not in delivery}}
+
+
+def _row(delivery: Mapping[str, Any], disabled: Collection[str]) -> dict[str, Any]:
+    """Return a delivery as a row, with the reason of its last failure; a disabled subscription has no next attempt."""
+    row = _flat(delivery)
+    if row["state"] != "delivered" and (reason := " ".join(row["last_answer"].split())):
+        row["reason"] = reason if len(reason) <= _REASON_MAX else f"{reason[:_REASON_MAX]}…"
+    if row["subscription"] in disabled:
+        row["next_attempt_at"] = None
+    return row
+
+
+def _find(admin: AdminClient, text: str) -> dict[str, Any]:
+    """Return a delivery by its id, or by that of its event. Raises CommandError."""
+    try:
+        return admin.call("GET", "deliveries", text).document
+    except CommandError:
+        found = [each for each in admin.list_all("deliveries") if each["event"]["id"] == text]
+        if not found:
+            raise
+    if len(found) > 1:
+        lines = [f"{each['id']} to {each['subscription']}, {each['state']}" for each in found]
+        raise CommandError(f"The event {text} has several deliveries", faults=lines, hint="Name one of them.")
+    return found[0]
 
 
 @event_app.command("list")
@@ -57,14 +86,20 @@ def list_deliveries(
         found = admin.list_all("deliveries", query=given(subscription=subscription, state=state))
         found.sort(key=lambda each: (each["subscription"], each["event"].get("repository", ""), each["number"]))
         if not printed_json(found):
-            print_table(_COLUMNS, [_flat(each) for each in found], empty="There are no deliveries.")
+            disabled = {each["name"] for each in admin.list_all("subscriptions") if not each["enabled"]}
+            print_table(_COLUMNS, [_row(each, disabled) for each in found], empty="There are no deliveries.")
 
 
 @event_app.command("show")
-def show_delivery(delivery: _Id, _json: JsonOption = False) -> None:
+def show_delivery(
+    delivery: Annotated[
+        str, typer.Argument(metavar="ID", help="The delivery, from `event list`, or its event.", show_default=False)
+    ],
+    _json: JsonOption = False,
+) -> None:
     """Show one delivery, with the event and the receiver's last answer."""
     with admin_client() as admin:
-        document = admin.call("GET", "deliveries", delivery).document
+        document = _find(admin, delivery)
         if not printed_json(document):
             print_facts(_flat(document))
 

@@ -18,7 +18,11 @@ from registry_proxy.terminal.output import (
     printed_json,
 )
 
-tag_app = typer.Typer(help="Tags: what they are, and what they were.", no_args_is_help=True)
+tag_app = typer.Typer(
+    help="Tags: what they are, and what they were. A client deletes one: DELETE /v2/REPO/manifests/TAG, "
+    "as `crane delete` and `regctl tag rm` send it; `tag restore` brings it back.",
+    no_args_is_help=True,
+)
 
 _Repository = Annotated[str, typer.Argument(help="Repository, such as team/app.", show_default=False)]
 _Tag = Annotated[str, typer.Argument(metavar="REPO:TAG", help="Tag, such as team/app:1.2.", show_default=False)]

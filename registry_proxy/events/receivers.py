@@ -18,10 +18,12 @@ from registry_proxy.events.composition import compose
 from registry_proxy.events.delivery import ANSWER_MAX_CHARACTERS, Delivery
 from registry_proxy.events.sender import TRY_SECONDS, ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
+from registry_proxy.protocol.addresses import parse_address
 from registry_proxy.protocol.times import parse_retry_after
-from registry_proxy.protocol.zones import InsideError, Zone, check_zone
+from registry_proxy.protocol.zones import InsideError, Zone, check_zone, zone_of
 
 _SERVICES_KNOWN_SECONDS = 30.0
+_LOOK_UP_SECONDS = 2.0
 _ANSWER_MAX_BYTES = 4 * ANSWER_MAX_CHARACTERS
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,40 @@ class ReceiverLimits:
     allows_private: bool
     allowed_hosts: Collection[str]
     services: Sequence[Endpoint]
+
+
+async def receiver_doubt(limits: ReceiverLimits, address: str, *, resolves: bool) -> str | None:
+    """Return why no delivery will reach a receiver, with the setting to change; None where none is known.
+
+    Args:
+        limits: the receivers that deliveries may reach.
+        address: the URL of the receiver.
+        resolves: whether a name is looked up: the answer shows whether it lies inside.
+    """
+    url = URL(address)
+    host = url.host or ""
+    if host in limits.allowed_hosts:
+        return None
+    zones = [zone_of(host)] if parse_address(host) is not None else await _zones_of_name(host) if resolves else []
+    zone = min(zones, default=Zone.GLOBAL)
+    if zone is Zone.LOOPBACK:
+        why = f"the address is on this machine: list {url.raw_host} in events.allowed_hosts"
+    elif zone is Zone.PRIVATE and not limits.allows_private:
+        why = f"the address is private: set events.private, or list {url.raw_host} in events.allowed_hosts"
+    elif zone is Zone.NEVER:
+        why = "the address is one that no setting allows"
+    else:
+        return None
+    return f"no event will reach {url.raw_host}: {why}"
+
+
+async def _zones_of_name(host: str) -> list[Zone]:
+    try:
+        async with asyncio.timeout(_LOOK_UP_SECONDS):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # with TimeoutError, and labels that are too long
+        return []
+    return [zone_of(str(each[4][0])) for each in found]
 
 
 class HttpSender:

@@ -103,6 +103,23 @@ def test_a_subscription_is_made_changed_and_removed(run: Run) -> None:
     assert not _json(run("subscription", "add", "later", URL, "--disabled", "--json"))["enabled"]
 
 
+def test_a_receiver_that_events_never_reach_is_made_with_a_warning(run: Run) -> None:
+    """A loopback or private address, or a name for one, is named at once with the setting that allows it."""
+    for name, host, text in (
+        ("one", "127.0.0.1", "list 127.0.0.1 in events.allowed_hosts"),
+        ("two", "localhost", "list localhost in events.allowed_hosts"),
+        ("three", "10.1.2.3", "set events.private, or list 10.1.2.3 in events.allowed_hosts"),
+        ("four", "169.254.169.254", "no setting allows"),
+    ):
+        made = run("subscription", "add", name, f"http://{host}:8000/hook")
+        assert f"warning: no event will reach {host}: " in made.stderr
+        assert text in made.stderr
+    long_label = run("subscription", "add", "five", f"http://{'a' * 64}.example/")
+    assert (long_label.exit_code, "warning" in long_label.stderr) == (0, False)
+    assert "warning" in run("subscription", "set", "one", "--url", "http://[::1]:8000/").stderr
+    assert "warning" not in run("subscription", "set", "one", "--url", "https://198.41.0.4/", "--disable").stderr
+
+
 def test_adding_a_subscription_replaces_none(run: Run) -> None:
     """`add` refuses an existing name and names the command that changes it."""
     assert run("subscription", "add", "ci", URL).exit_code == 0
@@ -212,15 +229,21 @@ def test_deliveries_are_listed_and_shown(run: Run, put: Put) -> None:
         "ATTEMPTS",
         "STATUS",
         "NEXT ATTEMPT",
+        "REASON",
     )
     assert lines[0].split() == " ".join(headings).split()
-    expected = ["ci", "push", "team/app", "1.2", "1", "queued", "3", "503", "2020-09-13T12:26:40Z"]
+    expected = ["ci", "push", "team/app", "1.2", "1", "queued", "3", "503", "2020-09-13T12:26:40Z", "come", "later"]
     assert lines[1].split() == [queued[0], *expected]
     assert [each["id"] for each in _json(run("event", "list", "--json"))] == [*queued, dead]
     assert [each["id"] for each in _json(run("event", "list", "--state", "dead", "--json"))] == [dead]
     facts = run("event", "show", queued[0]).stdout
     for text in ("event-1", "come later", "team/app", "2017-07-14T02:40:00Z"):
         assert text in facts
+    (alone,) = put(Table.DEAD_LETTERS, first=50)
+    assert run("event", "show", "event-50").stdout == run("event", "show", alone).stdout
+    _fails(run("event", "show", "event-1"), "several deliveries", dead)
+    run("subscription", "set", "ci", "--disable")
+    assert run("event", "list", "--state", "queued").stdout.splitlines()[1].split()[9:] == ["-", "come", "later"]
     assert _json(run("event", "show", queued[0], "--json"))["event"]["id"] == "event-1"
     _fails(run("event", "list", "--state", "lost"), "state: expected one of queued, delivered, dead")
     _fails(run("event", "list", "--subscription", "cii"), "there is no subscription cii")
@@ -260,7 +283,7 @@ def test_dead_letters_are_dismissed(run: Run, put: Put, records: Callable[[Table
     put(Table.DEAD_LETTERS, subscription="other")
     assert "is dismissed" in run("event", "dismiss", first).stderr
     _fails(run("event", "dismiss", first), "there is no such delivery")
-    _fails(run("event", "dismiss", *put(Table.DELIVERIES)), "only dead letters are dismissed")
+    _fails(run("event", "dismiss", *put(Table.DELIVERIES)), "set ci --on-failure skip")
     _fails(run("event", "dismiss", "--all"), "--all --subscription NAME", status=2)
     everything = ("event", "dismiss", "--all", "--subscription", "ci")
     assert run(*everything).exit_code != 0

@@ -35,6 +35,7 @@ from registry_proxy.directory.users import UserInput
 from registry_proxy.edge.middleware import RequestIds
 from registry_proxy.edge.origin import Origins
 from registry_proxy.events.outbox import StoreOutbox
+from registry_proxy.events.receivers import ReceiverLimits
 from registry_proxy.events.record import DeliveryRecord
 from registry_proxy.events.subscriptions import CurrentSubscriptions
 from registry_proxy.history.keepers import KeepLimits
@@ -390,6 +391,7 @@ async def admin_node(root: Path) -> AsyncIterator[Node]:
                     lambda: None,
                 ),
                 deliveries=DeliveryRecord(store),
+                receivers=ReceiverLimits(allows_private=False, allowed_hosts=(), services=()),
                 public_url="https://registry.example",
                 deployments=Deployments(
                     store=store,
