@@ -60,7 +60,7 @@ class KnownImages:
 def _without_excess(names: list[str]) -> Sequence[str]:
     """Return the newest names: those of one namespace, the first part of a name, push out none of another one."""
     while len(names) > _NAMES_MAX:
-        largest = _most_frequent(map(_namespace, names))
+        largest = _most_frequent(map(_namespace, reversed(names)))  # of equals the one with the oldest
         names.remove(next(each for each in reversed(names) if _namespace(each) == largest))
     return names
 
