@@ -232,7 +232,7 @@ def _move(verb: str, tag: str, body: Mapping[str, Any]) -> None:
     with admin_client() as admin:
         asked = {"repository": repository, "tag": name, **body}
         moved = admin.call("POST", "tags", verb, body=asked, patient=True).document
-        _print_moved(f"{repository}:{name}", moved, is_dry=body["dry_run"], absent="it was deleted")
+        _print_moved(f"{repository}:{name}", moved, is_dry=body["dry_run"], absent="it did not exist")
 
 
 def _print_moved(tag: str, moved: Mapping[str, Any], *, is_dry: bool, absent: str) -> None:

@@ -138,7 +138,8 @@ class WaysBack:
             await run_to_end(self._write(way, manifests, _at_registry(cause, moves)), f"{cause.kind} of a tag")
             moves = await self.record.moves(way.routed, way.tag)
             own = next((move for move in moves if move.request_id == cause.actor.request_id), None)
-            current = current if own is None else _parsed(own.previous)
+            # A state that it already was is one whose end is not in the history.
+            current = current if own is None or own.previous == str(wanted) else _parsed(own.previous)
         return MovedTag(wanted, current)
 
     async def _write(self, way: WayBack, manifests: Sequence[Manifest], cause: Cause) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from registry_proxy.history.record import TagHistory
+from registry_proxy.history.ways_back import WayBack
 from registry_proxy.ports.errors import UpstreamUnavailableError
-from registry_proxy.ports.history import MoveKind
+from registry_proxy.ports.history import Cause, MoveKind
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.rules import RuleMode
 from registry_proxy.ports.store import Change, Table
 from registry_proxy.protocol.reference import Digest, Tag
+from tests.attack.test_nested_images import ways
+from tests.repair.test_repair import push
 from tests.support.fakes.images import image
 from tests.support.fakes.replicas import REPOSITORY, ROUTED, Bench, bench
 from tests.support.refusal import refused
@@ -87,3 +90,18 @@ async def test_a_delete_of_unrecorded_tags_is_in_their_history(setting: Bench) -
         )
     assert setting.a.tags == setting.b.tags == {}
     assert await setting.under_test.intents() == {}
+
+
+async def test_a_restore_says_that_the_tag_did_not_exist(setting: Bench) -> None:
+    """The state before is none also where the end of the tag is not in its history: not the restored digest."""
+    await push(setting, parts := image(b"1"))
+    await setting.under_test.put(V1, parts.manifest, parts.media_type, actor=ANN)
+    store = setting.under_test.store
+    (record,) = await store.list(Table.TAGS)
+    await store.commit([Change(Table.TAGS, record.key, None)])
+    for replica in (setting.a, setting.b):
+        replica.tags.clear()
+    actor = Actor("user:ann", request_id="of-the-restore")
+    moved = await ways(setting).restore(WayBack(ROUTED, V1, None), Cause(actor, MoveKind.RESTORE))
+    assert (moved.digest, moved.previous) == (parts.digest, None)
+    assert setting.a.tags == setting.b.tags == {(REPOSITORY, V1): parts.digest}
