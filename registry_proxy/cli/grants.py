@@ -129,6 +129,34 @@ def remove_grant(grant_id: _GrantId) -> None:
 grant_app.command("replay")(replay_grants)
 
 
+_CONDITIONS = {
+    "labels": "labels",
+    "max_size_bytes": "size",
+    "max_layers": "number of layers",
+    "media_types": "media types",
+    "platforms": "platform",
+    "not_root": "user of the image, who must not be root",
+    "max_age_seconds": "age",
+    "bases": "base",
+    "max_floors": "number of floors",
+    "immutable": "tags that stay as they are",
+}
+"""The conditions of rules in words; one of a later release has its own name."""
+
+
+def _print_decision(decision: Mapping[str, Any]) -> None:
+    """Print what the grants say, and each rule of images that may refuse all the same."""
+    hidden = {"allowed", "rules", *(() if decision["would_deny"] else ("would_deny",))}
+    facts = {name: value for name, value in decision.items() if name not in hidden}
+    rules = {f"rule {rule['name']}": _rule_text(rule) for rule in decision["rules"]}
+    print_facts({"grants allow": decision["allowed"], **facts, **rules})
+
+
+def _rule_text(rule: Mapping[str, Any]) -> str:
+    effect = "only warns" if rule["mode"] == "warn" else "may refuse"
+    return f"{effect} ({rule['mode']}): {', '.join(_CONDITIONS.get(each, each) for each in rule['conditions'])}"
+
+
 def explain(
     subject: _Subject,
     repository: Annotated[
@@ -149,6 +177,6 @@ def explain(
     with failing_with(2), admin_client() as admin:
         decision = admin.call("POST", "explain", body=body).document
         if not printed_json(decision):
-            print_facts({name: value for name, value in decision.items() if name != "would_deny" or value})
+            _print_decision(decision)
         if not decision["allowed"]:
             raise typer.Exit(1)

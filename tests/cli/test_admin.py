@@ -207,7 +207,7 @@ def test_a_grant_is_made_explained_and_removed(run: Run) -> None:
     assert _json(run("explain", "user:bob", "team/app:v1", "push", "--json")) == decision
     shown = run("explain", "user:bob", "other", "pull")
     assert shown.exit_code == 1, "no"
-    assert shown.stdout.splitlines()[0].split() == ["allowed", "no"]
+    assert shown.stdout.splitlines()[0].split() == ["grants", "allow", "no"]
     assert run("explain", "bob", "other", "pull").exit_code == 2, "neither yes nor no"
     assert _json(run("grant", "list", "--repository", "team/app", "--json")) == [grant]
     assert _json(run("grant", "list", "--subject", "user:ann", "--json")) == []

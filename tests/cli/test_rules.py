@@ -48,6 +48,21 @@ def test_a_rule_is_made_changed_and_removed(run: Run) -> None:
     assert "There are no rules." in run("rule", "list").stderr
 
 
+def test_explain_has_one_line_for_each_rule(run: Run) -> None:
+    """Beside what the grants allow stand name, mode and conditions in words of each rule that may refuse the push."""
+    run("grant", "add", "user:bob", "team/**", "push")
+    run("rule", "add", "strict", "team/**", "--not-root", "--immutable", "overwrite")
+    run("rule", "add", "soft", "team/**", "--max-layers", "3", "--warn")
+    shown = run("explain", "user:bob", "team/app:v1", "push")
+    lines = [line.split(maxsplit=2) for line in shown.stdout.splitlines()]
+    assert lines[0] == ["grants", "allow", "yes"]
+    assert lines[-2:] == [
+        ["rule", "soft", "only warns (warn): number of layers"],
+        ["rule", "strict", "may refuse (enforce): user of the image, who must not be root, tags that stay as they are"],
+    ]
+    assert "'conditions'" not in shown.stdout
+
+
 def test_wrong_input_of_a_rule_is_reported(run: Run) -> None:
     """The fault and its option are named, and nothing is made."""
     assert "has no condition" in run("rule", "add", "r", "prod/**").stderr
