@@ -276,6 +276,17 @@ def test_tags_that_were_there_before_are_never_deleted(proxy: Proxy, ann: User, 
         assert (moves[0]["kind"], moves[0]["previous"]) == ("delete", before.digest)
 
 
+def test_a_purge_takes_tags_that_are_never_deleted(proxy: Proxy, ann: User) -> None:
+    """A pushed secret goes although a rule protects its tag."""
+    make_rule(proxy, "t/purged", tags="v*", immutable=["delete"])
+    leaky = make_image(b"1")
+    ann.push("t/purged", "v1", leaky)
+    with proxy.admin() as admin:
+        asked = {"repository": "t/purged", "digest": leaky.digest, "reason": "a secret"}
+        assert admin.post("/manifests/purge", json=asked).status_code == 200
+    assert ann.head("t/purged", "manifests/v1").status_code == 404
+
+
 def test_a_rollback_respects_immutable_tags(proxy: Proxy, ann: User) -> None:
     """A rollback of an immutable tag is refused; the other conditions are not judged again."""
     first, second = labelled(a="1"), labelled(a="2")
