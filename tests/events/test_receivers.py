@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestServer
 
 from registry_proxy.events import receivers
 from registry_proxy.events.delivery import Delivery
-from registry_proxy.events.receivers import Endpoint, HttpSender, ReceiverLimits
+from registry_proxy.events.receivers import Endpoint, HttpSender, ReceiverLimits, receiver_doubt
 from registry_proxy.events.sender import ReceiverAnswer
 from registry_proxy.events.subscription import Subscription
 from tests.events.support import pushed
@@ -139,3 +139,20 @@ async def test_a_receiver_that_hangs_is_left(receiver: Receiver, monkeypatch: py
     receiver.hangs = True
     answer = await send(receiver.url())
     assert (answer.status, answer.text) == (None, "no answer within 0.2 s")
+
+
+@pytest.mark.parametrize(
+    ("host", "resolves", "is_doubted"),
+    [
+        ("127.0.0.1", False, True),
+        ("0x7f000001", True, True),
+        ("localhost", True, True),
+        ("localhost", False, False),
+        ("10.0.0.1", False, False),
+        ("ci.internal", True, False),
+    ],
+)
+async def test_a_receiver_out_of_reach_is_known_beforehand(host: str, *, resolves: bool, is_doubted: bool) -> None:
+    """A name is looked up only where the caller may learn its place; allowed hosts and zones raise no doubt."""
+    limits = ReceiverLimits(allows_private=True, allowed_hosts=("ci.internal",), services=())
+    assert (await receiver_doubt(limits, f"http://{host}:80/", resolves=resolves) is not None) == is_doubted

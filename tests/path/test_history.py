@@ -85,7 +85,8 @@ def test_history_needs_the_right_to_pull(proxy: Proxy) -> None:
         (move,) = client.get("/tags/history", params={"repository": REPOSITORY, "tag": "v1"}).json()["items"]
         assert (move["subject"], move["address"], move["request_id"]) == ("user:ann", None, None)
         assert client.get("/tags", params={"repository": "team/none"}).json() == {"items": [], "next": None}
-        assert client.get("/tags/image", params={"repository": "team/none", "reference": "v1"}).status_code == 404
+        absent = client.get("/tags/image", params={"repository": "team/none", "reference": "v1"})
+        assert (absent.status_code, absent.json()["detail"]) == (404, "there is no image team/none:v1")
         assert client.get("/tags", params={"repository": "No"}).status_code == 400
         reserved = {"repository": REPOSITORY, "tag": "rp-keep-x"}
         assert client.get("/tags/history", params=reserved).status_code == 404

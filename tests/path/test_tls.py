@@ -82,6 +82,9 @@ def test_everything_goes_over_tls(secured: Secured) -> None:
         refused = proxy.command("user", "list")
         assert refused.exit_code != 0
         assert "REGISTRY_PROXY_ADMIN_CA_FILE" in refused.stderr
+        patch.setattr(Proxy, "admin_url", f"http://127.0.0.1:{proxy.admin_port}")
+        assert "use https:// for it" in proxy.command("user", "list").stderr
+        patch.setattr(Proxy, "admin_url", secured.admin_url)
         patch.setenv("REGISTRY_PROXY_ADMIN_CA_FILE", str(secured.ca_file))
         assert "ann" in proxy.command("user", "list").stdout
 
