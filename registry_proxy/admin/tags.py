@@ -44,10 +44,10 @@ _USER_AGENT_MAX = 512
 
 
 class TagDocument(Document):
-    """A tag that was made through the proxy, with its last move; null where none is on record."""
+    """A tag at the registries, with its digest and last move on record; null where none is."""
 
     tag: str
-    digest: str
+    digest: str | None
     size_bytes: int | None
     pushed_by: str | None
     pushed_at: Time | None
@@ -163,14 +163,14 @@ class TagResource:
 
     @Endpoint("GET /tags", "List the tags of a repository", Page[TagDocument], query=_FILTERS, audience=Audience.USERS)
     async def list_tags(self, request: web.Request) -> web.Response:
-        """Return the tags that the caller may pull."""
+        """Return the tags at the registries that the caller may pull."""
         query = read_query(request, _FILTERS)
         page, repository = parse_page(query), _repository(query.get("repository", ""))
         policy = await self._check_pull(request, repository, None)
         is_pullable = policy.tags_to_pull(request[CALLER].subject, repository) or (lambda _: True)
-        found = {
-            str(tag.tag): tag for tag in await self._history.tags(self._routed(repository)) if is_pullable(tag.tag)
-        }
+        routed = self._routed(repository)
+        listed = await self._history.listed(routed, self._ways.readers[routed.upstream])
+        found = {str(tag.tag): tag for tag in listed if is_pullable(tag.tag)}
         answer = page.cut(found, lambda tag: tag)
         moves = await self._history.last_moves(answer["items"])
         answer["items"] = [_tag_document(tag, moves.get(tag.tag)).as_json() for tag in answer["items"]]
@@ -347,13 +347,12 @@ def _id_of(move: Move) -> str:
 
 def _tag_document(tag: RecordedTag, move: Move | None) -> TagDocument:
     """Return a tag with its last move, unless that is of another state: a replica's choice came between."""
-    if move is None or move.digest != str(tag.digest):
-        return TagDocument(
-            tag=tag.tag, digest=str(tag.digest), size_bytes=None, pushed_by=None, pushed_at=None, kind=None
-        )
+    digest = None if tag.digest is None else str(tag.digest)
+    if move is None or move.digest != digest:
+        return TagDocument(tag=tag.tag, digest=digest, size_bytes=None, pushed_by=None, pushed_at=None, kind=None)
     return TagDocument(
         tag=tag.tag,
-        digest=str(tag.digest),
+        digest=digest,
         size_bytes=move.size_bytes or None,
         pushed_by=move.subject,
         pushed_at=format_time(move.at),

@@ -9,6 +9,7 @@ from registry_proxy.terminal.client import AdminClient, admin_client, given
 from registry_proxy.terminal.errors import CommandError
 from registry_proxy.terminal.output import (
     JsonOption,
+    counted,
     format_size,
     print_facts,
     print_list,
@@ -59,11 +60,14 @@ def split_tag(image: str) -> tuple[str, str]:
 
 @tag_app.command("list")
 def list_tags(repository: _Repository, _json: JsonOption = False) -> None:
-    """List the tags of a repository that were pushed through the proxy."""
+    """List the tags of a repository at the registries, with digest and last move as they are on record."""
     with admin_client() as admin:
         tags = admin.list_all("tags", query={"repository": repository})
         if not printed_json(tags):
-            print_table(_TAGS, list(map(_sized, tags)), empty=f"{repository} has no tag on record.")
+            print_table(_TAGS, list(map(_sized, tags)), empty=f"{repository} has no tag.")
+            if unrecorded := sum(tag["digest"] is None for tag in tags):
+                are = "is on no record: it was" if unrecorded == 1 else "are on no record: they were"
+                print_note(f"{counted(unrecorded, 'tag')} {are} not pushed through this proxy since its store was new.")
 
 
 @tag_app.command("history")

@@ -3,9 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from registry_proxy.operations.contents import unless_absent
 from registry_proxy.ports.history import MOVED, Move, move_key, moves_prefix
 from registry_proxy.ports.journal import IntentKey, IntentKind
 from registry_proxy.ports.names import RoutedRepository
+from registry_proxy.ports.replicas import RegistryReader
 from registry_proxy.ports.store import Record, Store, Table
 from registry_proxy.protocol.reference import RESERVED_TAG_PREFIX, Digest, Tag, parse_digest
 
@@ -15,10 +17,10 @@ COUNTED_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class RecordedTag:
-    """A tag that was made through us: what it is, and the key of its last move; None where it has no history."""
+    """A tag, what it is on record as, and the key of its last move; None for what is on no record."""
 
     tag: Tag
-    digest: Digest
+    digest: Digest | None
     move: str | None
 
 
@@ -32,6 +34,19 @@ class TagHistory:
         """Return the tags of a repository that are on record, without our own."""
         records = await self._store.list(Table.TAGS, f"{routed}|")
         return [tag for tag in map(_recorded, records) if not tag.tag.startswith(RESERVED_TAG_PREFIX)]
+
+    async def listed(self, routed: RoutedRepository, reader: RegistryReader) -> Sequence[RecordedTag]:
+        """Return the tags of a repository at the registries, each as it is on record, without our own.
+
+        A tag that was made past us, or before the store was new, is on no record.
+
+        Raises:
+            RegistryError, UpstreamUnavailableError: the registries cannot be asked.
+        """
+        recorded = {each.tag: each for each in await self.tags(routed)}
+        tags = await unless_absent(reader.list_tags(routed.repository)) or ()
+        own = [tag for tag in tags if not tag.startswith(RESERVED_TAG_PREFIX)]
+        return [recorded.get(tag, RecordedTag(tag, None, None)) for tag in own]
 
     async def current(self, routed: RoutedRepository, tag: Tag) -> Digest | None:
         """Return what a tag is on record as; None where it was deleted, or was never made through us."""

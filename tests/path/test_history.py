@@ -110,6 +110,28 @@ def test_the_command_shows_and_compares(proxy: Proxy) -> None:
     assert (refused.exit_code, "nothing else before" in refused.stderr) == (1, True)
 
 
+def test_tags_that_were_there_before_are_listed(registries: list[Server], proxy: Proxy) -> None:
+    """The list has each tag of the registries, and says how many are on no record; a hidden tag is left out."""
+    image = make_image(b"one")
+    ann, bob = proxy.add_user("ann", pull_push=["team/**"]), proxy.add_user("bob")
+    for registry in registries:
+        push_directly(registry, REPOSITORY, "before", image)
+    ann.push(REPOSITORY, "v1", image)
+    with proxy.admin() as admin:
+        items = admin.get("/tags", params={"repository": REPOSITORY}).raise_for_status().json()["items"]
+        grant = {"subject": "user:bob", "repository": REPOSITORY, "tags": "v*", "actions": ["pull"]}
+        admin.post("/grants", json=grant).raise_for_status()
+    assert [(item["tag"], item["digest"], item["kind"]) for item in items] == [
+        ("before", None, None),
+        ("v1", image.digest, "push"),
+    ]
+    shown = proxy.command("tag", "list", REPOSITORY)
+    assert "1 tag is on no record" in shown.stderr
+    with as_user(proxy, bob) as client:
+        items = client.get("/tags", params={"repository": REPOSITORY}).raise_for_status().json()["items"]
+    assert [item["tag"] for item in items] == ["v1"]
+
+
 def test_a_push_past_us_is_entered_when_it_is_seen(registries: list[Server], start_proxy: StartProxy) -> None:
     """The next pull enters what the registries have, once, and a later push follows on it."""
     proxy = start_proxy(registries, {"upstreams": {"main": {"tag_ttl": "0s", "pushed_past_us": True}}})
