@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from registry_proxy.operations.contents import tags_on
-from registry_proxy.ports.errors import ConflictError, StoreUnavailableError
+from registry_proxy.ports.errors import ConflictError, StoreUnavailableError, UpstreamUnavailableError
 from registry_proxy.ports.history import Cause, MoveKind
 from registry_proxy.ports.metrics import Observer, RuleViolation
 from registry_proxy.ports.names import RoutedRepository
@@ -126,13 +126,15 @@ class RuleJudge:
         covering = [rule for rule in known if name is not None and rule.covers_repository(name)]
         if name is None or actor is None or not covering:
             return ()
-        tags = await self._tags(routed, tag_or_digest)
+        tags = await self._tags(routed, tag_or_digest, must_know=any(rule.is_enforced for rule in covering))
         for tag, digest in tags:
             found = [_deleted(rule, tag) for rule in covering if rule.covers(name, tag) and not is_referrers_tag(tag)]
             await self._settle(_Write(routed, name, tag, digest, actor), found)
         return [tag for tag, _ in tags]
 
-    async def _tags(self, routed: RoutedRepository, tag_or_digest: Tag | Digest) -> Sequence[tuple[Tag, str]]:
+    async def _tags(
+        self, routed: RoutedRepository, tag_or_digest: Tag | Digest, *, must_know: bool
+    ) -> Sequence[tuple[Tag, str]]:
         """Return the tags of clients that a deletion ends, with their digests.
 
         Of a manifest these are the tags on record and those at the registries: a tag that was not made through us, or
@@ -144,7 +146,12 @@ class RuleJudge:
         digest = str(tag_or_digest)
         records = await self._store.list(Table.TAGS, f"{routed}|")
         tags = {Tag(each.key.rpartition("|")[2]) for each in records if each.value["digest"] == digest}
-        tags.update(await tags_on(self._readers[routed.upstream], routed.repository, tag_or_digest))
+        try:
+            tags.update(await tags_on(self._readers[routed.upstream], routed.repository, tag_or_digest))
+        except (RegistryError, UpstreamUnavailableError) as error:
+            if must_know:
+                raise
+            _log.warning("the rules that warn judge only tags on record of %s@%s: %s", routed, digest, error)
         return [(tag, digest) for tag in sorted(tags) if not tag.startswith(RESERVED_TAG_PREFIX)]
 
     async def _with_floors(self, images: Sequence[JudgedImage], repository: str) -> Sequence[JudgedImage]:

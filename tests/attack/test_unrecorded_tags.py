@@ -55,7 +55,7 @@ async def test_a_rule_keeps_tags_that_are_on_no_record(setting: Bench) -> None:
 
 
 async def test_tags_that_cannot_be_known_are_kept(setting: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a replica with the tag is away, or the tags are too many, the delete by digest is refused."""
+    """Where a replica is away, or the tags are too many, the delete by digest is refused, unless rules only warn."""
     digest = lay(setting, OLD, V1)
     await make_rule(setting)
     setting.replicas.down.add("a")
@@ -66,6 +66,9 @@ async def test_tags_that_cannot_be_known_are_kept(setting: Bench, monkeypatch: p
     error = await refused(setting.under_test.manage.delete_manifest(ROUTED, digest, ANN))
     assert (error.status, "more than 1 tags" in error.message) == (403, True)
     assert len(setting.a.tags) == len(setting.b.tags) == 2
+    await make_rule(setting, mode=RuleMode.WARN)
+    await setting.under_test.manage.delete_manifest(ROUTED, digest, ANN)
+    assert setting.a.tags == setting.b.tags == {}
 
 
 async def test_no_registry_is_asked_without_a_rule(setting: Bench) -> None:
