@@ -38,6 +38,7 @@ from registry_proxy.operations.push import Push, PushedManifest, UploadAnswer
 from registry_proxy.operations.referrers import Referrers, ReferrersPage
 from registry_proxy.operations.tags import TagRules
 from registry_proxy.ports.errors import StoreUnavailableError
+from registry_proxy.ports.history import Cause
 from registry_proxy.ports.names import ContentKind, RoutedRepository
 from registry_proxy.ports.outbox import Actor
 from registry_proxy.ports.uploads import UploadBody, Uploader, UploadRef
@@ -200,7 +201,7 @@ class FakePush:
         *,
         tags: Sequence[Tag] = (),
         may_move_tags: bool,
-        actor: Actor | None = None,  # noqa: ARG002 - no events are kept here
+        cause: Cause | None = None,  # noqa: ARG002 - no events are kept here
     ) -> PushedManifest:
         self.calls.append(("manifest", str(routed), str(tag_or_digest), *tags, media_type, may_move_tags))
         self.bodies.append(body)
