@@ -1,7 +1,6 @@
 """Images as people compare them: layers, environment, entry point, labels, sizes, platforms."""
 
 import asyncio
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from registry_proxy.operations.contents import found_of, links_of, unless_absent
 from registry_proxy.operations.pull import Pull
 from registry_proxy.ports.names import RoutedRepository
 from registry_proxy.protocol.descriptor import Descriptor, Manifest, ManifestLinks
+from registry_proxy.protocol.documents import parse_object
 from registry_proxy.protocol.platform import platforms_of
 from registry_proxy.protocol.reference import Digest, Tag
 
@@ -121,7 +121,7 @@ class ImageReader:
 
     async def _configured(self, routed: RoutedRepository, facts: ImageFacts, links: ManifestLinks) -> ImageFacts:
         config = next((blob for blob in links.blobs[:1] if blob.media_type in _CONFIG_TYPES), None)
-        return facts if config is None else _configured(facts, _object(await self._read_config(routed, config)))
+        return facts if config is None else _configured(facts, parse_object(await self._read_config(routed, config)))
 
     async def _read_config(self, routed: RoutedRepository, config: Descriptor) -> bytes:
         if config.size_bytes > _CONFIG_MAX_BYTES:
@@ -140,7 +140,7 @@ def _facts_of(manifest: Manifest, links: ManifestLinks) -> ImageFacts:
         digest=manifest.descriptor.digest,
         media_type=manifest.descriptor.media_type,
         size_bytes=manifest.descriptor.size_bytes + links.content_bytes,
-        labels=_texts(_object(manifest.body).get("annotations")),
+        labels=_texts(parse_object(manifest.body).get("annotations")),
         layers=[*links.blobs[1:], *links.foreign],
     )
 
@@ -158,15 +158,6 @@ def _configured(facts: ImageFacts, config: Mapping[str, Any]) -> ImageFacts:
         entrypoint=_list(runtime.get("Entrypoint")),
         command=_list(runtime.get("Cmd")),
     )
-
-
-def _object(body: bytes) -> Mapping[str, Any]:
-    """Return a JSON object; an empty one for anything else: it comes from clients."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    return document if isinstance(document, dict) else {}
 
 
 def _texts(value: object) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry_proxy.protocol.descriptor import OCI_INDEX, Descriptor, Manifest
+from registry_proxy.protocol.documents import parse_object
 from registry_proxy.protocol.errors import RegistryError
 from registry_proxy.protocol.reference import Digest, digest_of, parse_digest
 
@@ -78,11 +79,7 @@ def describe_referrer(manifest: Manifest) -> Referrer:
 
     An image without artifactType has the media type of its config; an index has none then.
     """
-    try:
-        document = json.loads(manifest.body)
-    except (ValueError, RecursionError):
-        document = None
-    document = document if isinstance(document, dict) else {}
+    document = parse_object(manifest.body)
     descriptor = manifest.descriptor
     fields: dict[str, Any] = {
         "mediaType": descriptor.media_type,

@@ -1,12 +1,11 @@
 """An image as rules judge it: read from its manifest and its configuration, which come from clients."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from registry_proxy.protocol.descriptor import Manifest, ManifestLinks
+from registry_proxy.protocol.documents import parse_object
 from registry_proxy.protocol.reference import Digest
 from registry_proxy.rules.floors import Floor, parse_diff_ids
 
@@ -84,12 +83,12 @@ def describe(manifest: Manifest, links: ManifestLinks, annotations: Mapping[str,
 
 def annotations_of(manifest: bytes) -> Mapping[str, str]:
     """Return the annotations of a manifest or index."""
-    return _texts(_object(manifest).get("annotations"))
+    return _texts(parse_object(manifest).get("annotations"))
 
 
 def attestations_of(index: bytes) -> frozenset[str]:
     """Return the digests of the children that an index calls attestations of other children."""
-    children = _object(index).get("manifests")
+    children = parse_object(index).get("manifests")
     named = [child for child in children if isinstance(child, dict)] if isinstance(children, list) else []
     return frozenset(
         str(child.get("digest"))
@@ -100,7 +99,7 @@ def attestations_of(index: bytes) -> frozenset[str]:
 
 def parse_config(body: bytes) -> ImageConfig | None:
     """Return the configuration of an image; None for anything but a JSON object."""
-    config = _object(body)
+    config = parse_object(body)
     if not config:
         return None
     runtime = config.get("config")
@@ -121,15 +120,6 @@ def _parse_time(value: object) -> float | None:
         return datetime.fromisoformat(str(value)).timestamp()
     except (ValueError, OverflowError):
         return None
-
-
-def _object(body: bytes) -> Mapping[str, Any]:
-    """Return a JSON object; an empty one for anything else: it comes from clients."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    return document if isinstance(document, dict) else {}
 
 
 def _texts(value: object) -> Mapping[str, str]:
